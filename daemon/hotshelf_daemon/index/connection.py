@@ -24,7 +24,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 NETWORK_FILE_SYSTEMS = frozenset(
-    "9p afs ceph cifs fuse fuse.sshfs fuseblk gfs2 glusterfs lustre ncpfs nfs nfs4 ocfs2 smb2 smb3 smbfs virtiofs vboxsf".split()
+    ("9p", "afs", "ceph", "cifs", "gfs2", "glusterfs", "lustre", "nfs", "nfs4", "ocfs2", "smb2", "smb3", "smbfs", "virtiofs")
 )
 
 

@@ -65,7 +65,10 @@ def renew(db: sqlite3.Connection, ids: Iterable[str]) -> None:
 
 def everything(db: sqlite3.Connection) -> list[LeaseRow]:
     rows = db.execute("SELECT id, uid, pid, client, source, ttl_s, resolution, revision, grant_number FROM leases")
-    return [LeaseRow(*row[:7], Revision(row[7]) if row[7] else None, row[8]) for row in map(tuple, rows)]
+    return [
+        LeaseRow(id_, uid, pid, client, source, ttl_s, resolution, Revision(revision) if revision else None, grant)
+        for id_, uid, pid, client, source, ttl_s, resolution, revision, grant in rows
+    ]
 
 
 def void_unbound(db: sqlite3.Connection) -> None:

@@ -32,7 +32,7 @@ CREATE TABLE blobs (
 ) WITHOUT ROWID;
 
 CREATE TABLE snapshots (
-    revision TEXT PRIMARY KEY, state TEXT NOT NULL, kind TEXT NOT NULL, bytes INTEGER NOT NULL, files INTEGER NOT NULL,
+    revision TEXT PRIMARY KEY, state TEXT NOT NULL, bytes INTEGER NOT NULL, files INTEGER NOT NULL,
     created_at REAL NOT NULL, last_used_at REAL NOT NULL, last_grant INTEGER NOT NULL DEFAULT 0,
     uses INTEGER NOT NULL DEFAULT 0, reason TEXT
 ) WITHOUT ROWID;
@@ -136,7 +136,7 @@ _VIEWS = {
                datetime(granted_at, 'unixepoch') AS granted_at, datetime(renewed_at, 'unixepoch') AS renewed_at
         FROM leases""",
     "v_snapshots": """
-        SELECT s.revision, s.state, s.kind, s.bytes, s.files, s.uses, s.reason,
+        SELECT s.revision, s.state, s.bytes, s.files, s.uses, s.reason,
                datetime(s.created_at, 'unixepoch') AS created_at, datetime(s.last_used_at, 'unixepoch') AS last_used_at,
                'snapshots/' || substr(s.revision, 8) AS path,
                (SELECT count(*) FROM leases l WHERE l.revision = s.revision) AS leases,

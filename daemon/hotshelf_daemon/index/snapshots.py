@@ -142,7 +142,7 @@ def manifest(db: sqlite3.Connection, revision: Revision) -> Manifest:
     return Manifest({path: FileEntry(Digest(digest), size) for path, digest, size in rows})
 
 
-def add(db: sqlite3.Connection, tree: Manifest, kind: str) -> None:
+def add(db: sqlite3.Connection, tree: Manifest) -> None:
     """A laid-out snapshot becomes ready: absent or damaged → preparing → ready in this one transaction."""
     current = state(db, tree.revision)
     if current is SnapshotState.READY:
@@ -150,9 +150,9 @@ def add(db: sqlite3.Connection, tree: Manifest, kind: str) -> None:
     ready = next_snapshot_state(next_snapshot_state(current, SnapshotEvent.PREPARE), SnapshotEvent.COMMIT)
     now = time.time()
     db.execute(
-        "INSERT INTO snapshots (revision, state, kind, bytes, files, created_at, last_used_at) VALUES (?, ?, ?, ?, ?, ?, ?)"
+        "INSERT INTO snapshots (revision, state, bytes, files, created_at, last_used_at) VALUES (?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (revision) DO UPDATE SET state = excluded.state, reason = NULL",
-        (tree.revision, ready.value, kind, tree.size, len(tree), now, now),
+        (tree.revision, ready.value, tree.size, len(tree), now, now),
     )
     db.executemany(
         "INSERT OR REPLACE INTO files (revision, path, digest, size) VALUES (?, ?, ?, ?)",
@@ -187,8 +187,8 @@ def touch(db: sqlite3.Connection, revision: Revision, grant: int) -> None:
 # ---- resolutions
 
 
-def open_resolution(db: sqlite3.Connection, id_: str, source: str, size: int, files: int, blobs: Iterable[Digest]) -> None:
-    """A resolution starts to be prepared; the blobs it is known to want are roots from now on."""
+def open_resolution(db: sqlite3.Connection, id_: str, *, source: str, size: int, files: int) -> None:
+    """A resolution starts to be prepared; the blobs that `want` adds to it are roots until it ends."""
     found = db.execute("SELECT state FROM resolutions WHERE id = ?", (id_,)).fetchone()
     current = SnapshotState(found[0]) if found else SnapshotState.ABSENT
     if current is not SnapshotState.PREPARING:
@@ -197,7 +197,6 @@ def open_resolution(db: sqlite3.Connection, id_: str, source: str, size: int, fi
         "INSERT OR REPLACE INTO resolutions (id, source, state, bytes, files, opened_at) VALUES (?, ?, ?, ?, ?, ?)",
         (id_, source, current.value, size, files, time.time()),
     )
-    want(db, id_, blobs)
 
 
 def want(db: sqlite3.Connection, id_: str, blobs: Iterable[Digest]) -> None:
