@@ -53,7 +53,7 @@ class OriginSettings(Frozen):
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
     unsigned: bool = False
     mirrors: list[str] = []
-    access_key_id: SecretStr | None = None
+    access_key_id: str | None = None
     access_key_id_file: str | None = None
     secret_access_key: SecretStr | None = None
     secret_access_key_file: str | None = None
@@ -202,5 +202,5 @@ class Settings(Frozen):
         """Every secret value, for the log's redaction."""
         held = [self.hf_token]
         for origin in self.origins.values():
-            held += [origin.access_key_id, origin.secret_access_key, origin.session_token]
+            held += [origin.secret_access_key, origin.session_token]
         return frozenset(s.get_secret_value() for s in held if s is not None and s.get_secret_value())
