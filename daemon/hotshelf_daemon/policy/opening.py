@@ -10,13 +10,13 @@ import io
 import mmap
 import pickletools
 import re
+import struct
 import zipfile
 from typing import Any
 
-#: Opcodes that import or call something.
-_REACHING = frozenset(
-    {"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "REDUCE", "BUILD", "EXT1", "EXT2", "EXT4"}
-)
+_CALLS = frozenset({"REDUCE", "BUILD", "OBJ", "INST", "NEWOBJ", "NEWOBJ_EX", "STOP"})
+_REGISTERED = frozenset({"EXT1", "EXT2", "EXT4"})
+_NAMED = re.compile(r"[A-Za-z_][\w.]* [A-Za-z_][\w.]*\Z")
 _MAX_OPCODES = 20_000
 _MAX_MEMBERS = 20_000
 _ZIP = b"PK\x03\x04", b"PK\x05\x06"
@@ -67,7 +67,7 @@ def _is_pickle(data: mmap.mmap) -> bool:
                 return True
             if opcode.name == "STOP":
                 return starts_as_one
-    except Exception:
+    except (ValueError, struct.error):
         return False  # whatever pickletools cannot parse, the pickle machine stops at too
     return False
 
