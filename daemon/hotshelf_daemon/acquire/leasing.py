@@ -194,9 +194,8 @@ class Leasing:
         self._book.release(id_, uid=peer.uid)
         await self._end([id_])
 
-    async def take_back(self, answers: Iterable[LeaseAnswer]) -> None:
+    async def take_back(self, ids: Sequence[str]) -> None:
         """Leases whose answer could not be delivered: nobody knows of them."""
-        ids = [answer.id for answer in answers]
         self._book.discard(ids)
         await self._end(ids)
 

@@ -58,6 +58,10 @@ def everything(db: sqlite3.Connection) -> list[IngestRow]:
     return [_row(found) for found in db.execute(f"SELECT {_COLUMNS} FROM ingests ORDER BY touched_at")]
 
 
+def untouched_since(db: sqlite3.Connection, at: float) -> list[str]:
+    return [id_ for (id_,) in map(tuple, db.execute("SELECT id FROM ingests WHERE touched_at < ?", (at,)))]
+
+
 def reserve(db: sqlite3.Connection, rows: Iterable[IngestRow]) -> None:
     now = time.time()
     db.executemany(
