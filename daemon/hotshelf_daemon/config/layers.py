@@ -1,0 +1,239 @@
+"""Where settings come from: flag > environment > YAML file > default, remembering which one won for each key.
+
+The sole reader of the environment. Plain pydantic with our own layering, since `hotshelf config show` must say where
+every value came from.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, SecretStr, ValidationError
+
+from hotshelf_daemon.config.settings import Settings
+from hotshelf_shared.errors import BadConfiguration
+from hotshelf_shared.wire import nearest
+
+PREFIX = "HOTSHELF_"
+DEFAULT_CONFIG = "/etc/hotshelf/config.yaml"
+#: Ours, but the client's or the launcher's: not settings of the daemon.
+CLIENT_VARIABLES = frozenset({"HOTSHELF_CONFIG", "HOTSHELF_AUTOSTART", "HOTSHELF_BUNDLE_NAMESPACE"})
+#: What Kubernetes injects for a Service that happens to be called hotshelf.
+_SERVICE_LINK = re.compile(r"HOTSHELF_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP)\w*)?)\Z")
+_SECRET_FIELDS = ("access_key_id", "secret_access_key", "session_token")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One value as `config show` prints it; secrets are masked."""
+
+    key: str
+    value: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The settings, and for every dotted key the layer it came from."""
+
+    settings: Settings
+    where: Mapping[str, str]
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        return [(r.key, r.value, r.where) for r in self._rows("", self.settings)]
+
+    def _rows(self, at: str, value: object) -> Iterator[Row]:
+        if isinstance(value, BaseModel):
+            for name in type(value).model_fields:
+                yield from self._rows(f"{at}.{name}".lstrip("."), getattr(value, name))
+        elif isinstance(value, dict) and value:
+            for name, inner in value.items():
+                yield from self._rows(f"{at}.{name}", inner)
+        else:
+            shown = "********" if isinstance(value, SecretStr) else _plain(value)
+            yield Row(at, shown, self._where(at))
+
+    def _where(self, key: str) -> str:
+        while key:
+            if key in self.where:
+                return self.where[key]
+            key = key.rpartition(".")[0]
+        return "default"
+
+
+def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Loaded:
+    """Settings from all four layers. `flags` maps dotted keys (and ``config``) to values, None where not given.
+
+    Raises BadConfiguration naming the key, the layer it came from and, for an unknown key, the nearest known one.
+    """
+    given = {key: value for key, value in (flags or {}).items() if value is not None}
+    env = os.environ if environ is None else environ
+    path = given.pop("config", None) or env.get("HOTSHELF_CONFIG")
+    merged: dict[str, Any] = {}
+    where: dict[str, str] = {}
+    for layer, values in (*_file_layer(path), *_seed_layer(env), *_environment_layer(env)):
+        _lay(merged, where, values, layer)
+    for key, value in given.items():
+        _lay(merged, where, _nested(key.split("."), value), f"flag --{key.replace('_', '-')}")
+    try:
+        settings = Settings.model_validate(_with_credentials(merged, env))
+    except ValidationError as error:
+        raise _explain(error, where) from None
+    return Loaded(settings, where)
+
+
+def _file_layer(path: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    if path is None and not os.path.exists(DEFAULT_CONFIG):
+        return
+    path = path or DEFAULT_CONFIG
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadConfiguration(f"cannot read the configuration {path}: {error}", hint="Check --config.") from error
+    except yaml.YAMLError as error:
+        raise BadConfiguration(f"{path} is not YAML: {' '.join(str(error).split())[:300]}") from error
+    if values is None:
+        return
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise BadConfiguration(f"{path} is not a YAML mapping")
+    yield f"file {path}", values
+
+
+def _seed_layer(env: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The variables of the seed README: a B2 bucket becomes the origin ``b2`` and the home of bare names."""
+    if store := env.get("PIPELINE_STORE"):
+        yield "environment PIPELINE_STORE", {"store": store}
+    if token := _value_or_file(env, "HF_TOKEN"):
+        yield "environment HF_TOKEN", {"hf_token": token}
+    if not (bucket := env.get("B2_BUCKET")):
+        return
+    region = env.get("B2_REGION")
+    endpoint = env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL")
+    if not endpoint and not region:
+        raise BadConfiguration("B2_BUCKET is set and B2_REGION is not", hint="Set B2_REGION, for example us-east-005.")
+    origin: dict[str, Any] = {"endpoint_url": endpoint or b2_endpoint(str(region)), "buckets": [bucket]}
+    if region:
+        origin["region"] = region
+    for field, variable in (("access_key_id", "B2_KEY_ID"), ("secret_access_key", "B2_SECRET_KEY")):
+        if value := _value_or_file(env, variable):
+            origin[field] = value
+    yield "environment B2_*", {"default_bucket": bucket, "origins": {"b2": origin}}
+
+
+def b2_endpoint(region: str) -> str:
+    return f"https://s3.{region}.backblazeb2.com"
+
+
+def _environment_layer(env: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for variable, text in sorted(env.items()):
+        if not variable.startswith(PREFIX) or variable in CLIENT_VARIABLES or _SERVICE_LINK.match(variable):
+            continue
+        path = variable.removeprefix(PREFIX).lower().split("__")
+        if path[0] not in Settings.model_fields:
+            hint = nearest(variable, (PREFIX + name.upper() for name in Settings.model_fields))
+            raise BadConfiguration(f"the environment has an unknown setting {variable}", hint=hint)
+        yield f"environment {variable}", _nested(path, _typed(path, text))
+
+
+def _typed(path: list[str], text: str) -> Any:
+    """A variable's text as its field wants it: lists, mappings and numbers are YAML, text stays text."""
+    field = Settings.model_fields[path[0]]
+    if field.annotation is str or field.annotation == (str | None):
+        return text
+    value = yaml.safe_load(text)
+    return text if len(path) > 1 and not isinstance(value, list | bool | dict) else value
+
+
+def _with_credentials(values: dict[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
+    """Each origin's credentials resolved: its own, its ``…_file``, or B2_* when the endpoint is B2's."""
+    origins = values.get("origins")
+    if not isinstance(origins, dict):
+        return values
+    resolved = {}
+    for name, given in origins.items():
+        origin = dict(given) if isinstance(given, dict) else given
+        if isinstance(origin, dict):
+            for field in _SECRET_FIELDS:
+                if (file := origin.get(f"{field}_file")) and not origin.get(field):
+                    origin[field] = _read_secret(str(file), f"origins.{name}.{field}_file")
+            if ".backblazeb2.com" in str(origin.get("endpoint_url")) and not origin.get("access_key_id"):
+                for field, variable in (("access_key_id", "B2_KEY_ID"), ("secret_access_key", "B2_SECRET_KEY")):
+                    if value := _value_or_file(env, variable):
+                        origin[field] = value
+        resolved[name] = origin
+    return {**values, "origins": resolved}
+
+
+def _value_or_file(env: Mapping[str, str], variable: str) -> str | None:
+    if file := env.get(f"{variable}_FILE"):
+        return _read_secret(file, f"{variable}_FILE")
+    return env.get(variable) or None
+
+
+def _read_secret(path: str, setting: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise BadConfiguration(f"{setting}: cannot read {path}: {reason}") from None
+
+
+def _nested(path: list[str], value: Any) -> dict[str, Any]:
+    for part in reversed(path):
+        value = {part: value}
+    return dict(value)
+
+
+def _lay(below: dict[str, Any], where: dict[str, str], above: Mapping[str, Any], layer: str, at: str = "") -> None:
+    """Merges `above` over `below` in place, key by key, noting the layer of every leaf."""
+    for key, value in above.items():
+        dotted = f"{at}.{key}".lstrip(".")
+        if isinstance(value, dict) and value:
+            inner = below.get(key)
+            below[key] = dict(inner) if isinstance(inner, dict) else {}
+            _lay(below[key], where, value, layer, dotted)
+        else:
+            below[key] = value
+            where[dotted] = layer
+
+
+def _explain(error: ValidationError, where: Mapping[str, str]) -> BadConfiguration:
+    """The first problem as a sentence. Input values are never repeated: one of them may be a secret."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    path = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        key = ".".join(path)
+        hint = nearest(path[-1], _known_beside(path))
+        return BadConfiguration(f"unknown setting {key!r} ({_layer_of(where, path)})", hint=hint)
+    names = [part for part in path if not part.startswith(("constrained-", "function-", "int", "str"))]
+    message = first["msg"].removeprefix("Value error, ")
+    return BadConfiguration(f"the setting {'.'.join(names)!r} {message[:1].lower()}{message[1:]} ({_layer_of(where, names)})")
+
+
+def _layer_of(where: Mapping[str, str], path: list[str]) -> str:
+    for depth in range(len(path), 0, -1):
+        dotted = ".".join(path[:depth])
+        for key, layer in where.items():
+            if key == dotted or key.startswith(dotted + "."):
+                return layer
+    return "default"
+
+
+def _known_beside(path: list[str]) -> list[str]:
+    model: Any = Settings
+    for part in path[:-1]:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is not None:
+            model = next((a for a in (field.annotation, *get_args(field.annotation)) if hasattr(a, "model_fields")), model)
+    return list(model.model_fields)
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).replace("\n...", "").strip()

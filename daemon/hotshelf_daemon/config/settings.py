@@ -1,0 +1,206 @@
+"""The one frozen settings object: every key, its unit, its default. Nothing else has defaults."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator
+
+from hotshelf_shared.errors import HotshelfError
+from hotshelf_shared.patterns import Patterns
+from hotshelf_shared.source import Source
+from hotshelf_shared.wire import Wish
+
+SOCKET_PATH_MAX_BYTES = 107
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKMGTP]?)(i?)[bB]?(?:/s)?\s*\Z")
+_SCALE = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
+
+
+def parse_bytes(value: object) -> object:
+    """``180GiB``, ``200MB/s`` or a number, as whole bytes; anything else is left for pydantic to refuse."""
+    if isinstance(value, str) and (found := _SIZE.match(value)):
+        return int(float(found[1]) * (1024 if found[3] else 1000) ** _SCALE[found[2]])
+    return value
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0)]
+Percent = Annotated[str, Field(pattern=r"^(100|[1-9]?\d)(\.\d+)?%$")]
+Seconds = Annotated[float, Field(gt=0, le=7 * 86_400)]
+Globs = list[str] | str | None
+
+
+def share_of(value: int | str, whole: int) -> int:
+    """Bytes, where `value` is bytes or a percentage of `whole`."""
+    return int(float(value[:-1]) / 100 * whole) if isinstance(value, str) else value
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class IndexSettings(Frozen):
+    #: Where the index lies; None is STORE/index/index.db. Put it on a local disk when the store is on a network.
+    path: str | None = None
+
+
+class OriginSettings(Frozen):
+    """One S3-compatible service. Credentials: these, else B2_* when the endpoint is B2's, else the usual AWS chain."""
+
+    endpoint_url: str | None = Field(default=None, pattern=r"^https?://")
+    region: str | None = None
+    buckets: list[str] = []
+    addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    unsigned: bool = False
+    mirrors: list[str] = []
+    access_key_id: str | None = None
+    access_key_id_file: str | None = None
+    secret_access_key: SecretStr | None = None
+    secret_access_key_file: str | None = None
+    session_token: SecretStr | None = None
+    session_token_file: str | None = None
+    #: Requests to this origin under way at once.
+    max_connections: int = Field(default=16, ge=1, le=256)
+    #: A path to a CA bundle, when the endpoint's certificate is your own.
+    ca_bundle: str | None = None
+
+
+class ModelSettings(Frozen):
+    """A name for a source; `freeze` keeps it at the revision it has until `refresh`."""
+
+    source: str
+    allow_patterns: Globs = None
+    ignore_patterns: Globs = None
+    pin: bool = False
+    preload: bool = False
+    freeze: bool = False
+
+    @field_validator("source")
+    @classmethod
+    def _is_a_source(cls, value: str) -> str:
+        try:
+            Source.parse(value)
+        except HotshelfError as error:
+            raise ValueError(error.message) from error
+        return value
+
+    @property
+    def wish(self) -> Wish:
+        return Wish(Source.parse(self.source), Patterns.parse(self.allow_patterns, self.ignore_patterns))
+
+
+class SafetySettings(Frozen):
+    allow_pickle: bool = False
+    allow_code: bool = False
+    #: Libraries that a model_index.json may name besides diffusers' and transformers' own.
+    allow_libraries: list[str] = []
+
+
+class BundleSettings(Frozen):
+    key_file: str | None = None
+
+
+class PublishSettings(Frozen):
+    pipelines: str | None = None
+    bundles: str | None = None
+
+
+class PrefetchSettings(Frozen):
+    enabled: bool = True
+    max_rate: Bytes = 200 << 20
+
+
+class FetchSettings(Frozen):
+    """How bytes come in. The defaults were measured (ARCHITECTURE.md); change them when your origin differs."""
+
+    #: Bytes of one ranged GET; what a crash costs at the most is this times the requests under way.
+    segment_bytes: Bytes = 16 << 20
+    #: Ranged GETs under way at once, over all files.
+    connections: int = Field(default=8, ge=1, le=128)
+    connect_timeout_s: Seconds = 5
+    #: A connection that brings nothing for this long is dropped and tried again.
+    idle_timeout_s: Seconds = 20
+    attempts: int = Field(default=5, ge=1, le=20)
+
+
+class Settings(Frozen):
+    """hotshelfd's whole configuration."""
+
+    store: str = "/shelf"
+    socket: str = "/run/hotshelf/hotshelf.sock"
+    socket_mode: str = Field(default="0660", pattern=r"^0?[0-7]{3}$")
+    socket_group: str | None = None
+    #: Uids and gids let in; None is the daemon's own uid and the socket's group.
+    socket_uids: list[int] | None = None
+    socket_gids: list[int] | None = None
+    #: Uids that may evict, unpin, roll back, collect and verify; None is the daemon's own uid and root.
+    admin_uids: list[int] | None = None
+    trusted_uids: list[int] = []
+    #: HOST:PORT of /livez, /readyz and /metrics; empty switches it off.
+    listen: str = "127.0.0.1:9464"
+    page_listen: str = "127.0.0.1:9465"
+    #: Bytes the shelf may use; a percentage is of the file system, less `reserve`.
+    budget: Percent | Bytes = "90%"
+    #: Free bytes left to others on the file system when `budget` is a percentage.
+    reserve: Percent | Bytes = "2%"
+    revalidate_s: Seconds = 60
+    lease_ttl_s: Seconds = 60
+    #: What a lease has left once the connection that renewed it is gone.
+    lease_eof_s: Seconds = 5
+    lease_hold_max_s: Seconds = 86_400
+    drain_s: Seconds = 10
+    #: An interrupted download that nobody resumes is dropped after this.
+    ingest_keep_s: Seconds = 86_400
+    max_connections: int = Field(default=1_024, ge=1)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    index: IndexSettings = IndexSettings()
+    origins: dict[str, OriginSettings] = {}
+    #: The bucket in which a bare name that is not configured is a key or folder (B2_BUCKET).
+    default_bucket: str | None = None
+    models: dict[str, ModelSettings] = {}
+    loras: dict[str, ModelSettings] = {}
+    model_cache: list[dict[str, Any]] = []
+    roots: list[str] = []
+    safety: SafetySettings = SafetySettings()
+    bundles: BundleSettings = BundleSettings()
+    publish: PublishSettings = PublishSettings()
+    prefetch: PrefetchSettings = PrefetchSettings()
+    fetch: FetchSettings = FetchSettings()
+    hf_token: SecretStr | None = None
+
+    @field_validator("store", "socket")
+    @classmethod
+    def _is_absolute(cls, value: str) -> str:
+        if not value.startswith("/"):
+            raise ValueError("must be an absolute path")
+        return value.rstrip("/") or "/"
+
+    @field_validator("socket")
+    @classmethod
+    def _fits_a_socket(cls, value: str) -> str:
+        if len(value.encode()) > SOCKET_PATH_MAX_BYTES:
+            raise ValueError(f"is {len(value.encode())} bytes; a Unix socket's path has {SOCKET_PATH_MAX_BYTES} at the most")
+        return value
+
+    @field_validator("listen", "page_listen")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        if value and not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]*):\d{1,5}", value):
+            raise ValueError("must be HOST:PORT, or empty")
+        return value
+
+    @property
+    def index_path(self) -> str:
+        return self.index.path or f"{self.store}/index/index.db"
+
+    @property
+    def names(self) -> dict[str, ModelSettings]:
+        """Every bare name: models and loras; a model wins over a LoRA of the same name."""
+        return {**self.loras, **self.models}
+
+    def secrets(self) -> frozenset[str]:
+        """Every secret value, for the log's redaction."""
+        held = [self.hf_token]
+        for origin in self.origins.values():
+            held += [origin.secret_access_key, origin.session_token]
+        return frozenset(s.get_secret_value() for s in held if s is not None and s.get_secret_value())

@@ -1,0 +1,9 @@
+"""The SQLite index: what is on the shelf and who holds it. One writer; anyone may read the `v_*` views.
+
+`Index` runs changes; the modules beside it are the changes and looks themselves, functions of a connection, so that a use
+case can put several into one transaction. SQLite in a temporary directory is quick enough to be its own twin in tests.
+"""
+
+from hotshelf_daemon.index.connection import Index, Unreadable, file_system_of, refuse_network_file_system
+
+__all__ = ["Index", "Unreadable", "file_system_of", "refuse_network_file_system"]

@@ -1,0 +1,187 @@
+"""How the index is opened, written and read: one writer connection on one thread, which is also the only checkpointer.
+
+SQLite up to 3.51.2 can corrupt a WAL that two connections checkpoint, so nobody else ever opens it for writing. Writes
+that must survive a power cut are `durable` (synchronous=FULL); the rest need to survive only a crash of the daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from sqlite_utils import Database
+
+from hotshelf_daemon.index.migrations import KNOWN, migrations
+from hotshelf_shared.errors import BadConfiguration, HotshelfError, InsufficientSpace
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+NETWORK_FILE_SYSTEMS = frozenset(
+    ("9p", "afs", "ceph", "cifs", "gfs2", "glusterfs", "lustre", "nfs", "nfs4", "ocfs2", "smb2", "smb3", "smbfs", "virtiofs")
+)
+
+
+class Unreadable(Exception):
+    """The index file is no healthy index of ours: set it aside and rebuild."""
+
+
+class Index:
+    """The open index. `write` runs a change in one transaction on the writer thread; `read` is for short looks."""
+
+    def __init__(self, path: str) -> None:
+        """Opens, checks and migrates. Raises Unreadable, or BadConfiguration naming what to set instead."""
+        self.path = path
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="index-writer")
+        self._synchronous = ""
+        try:
+            self._writer = self._executor.submit(_open_writer, path).result()
+        except BaseException:
+            self._executor.shutdown()
+            raise
+        self._reader = _open_reader(path)
+
+    async def write(self, change: Callable[[sqlite3.Connection], T], *, durable: bool = False) -> T:
+        """All of `change` or nothing. It survives a crash of the daemon, and when `durable` a power cut."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._transact, change, durable)
+
+    def write_now(self, change: Callable[[sqlite3.Connection], T], *, durable: bool = False) -> T:
+        """`write` for code that runs on a thread of its own."""
+        return self._executor.submit(self._transact, change, durable).result()
+
+    def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        """A short look from the event loop's thread: never waits for the writer."""
+        return query(self._reader)
+
+    async def look(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        """A look that may take long (lists): on a connection and thread of its own."""
+
+        def run() -> T:
+            with contextlib.closing(_open_reader(self.path)) as connection:
+                return query(connection)
+
+        return await asyncio.to_thread(run)
+
+    def wal_bytes(self) -> int:
+        try:
+            return os.stat(f"{self.path}-wal").st_size
+        except FileNotFoundError:
+            return 0
+
+    def close(self) -> None:
+        """Checkpoints and leaves WAL, so that a plain read-only open works while no daemon lives. Best effort."""
+
+        def finish() -> None:
+            # A stuck reader can refuse either step: the next start copes with both journal modes.
+            with contextlib.suppress(sqlite3.Error):
+                self._writer.execute("PRAGMA busy_timeout=500")
+                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                self._writer.execute("PRAGMA journal_mode=DELETE")
+            self._writer.close()
+
+        self._reader.close()
+        self._executor.submit(finish).result()
+        self._executor.shutdown()
+
+    def _transact(self, change: Callable[[sqlite3.Connection], T], durable: bool) -> T:
+        wanted = "FULL" if durable else "NORMAL"
+        if wanted != self._synchronous:
+            self._writer.execute(f"PRAGMA synchronous={wanted}")
+            self._synchronous = wanted
+        with translated(self.path):
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                result = change(self._writer)
+                self._writer.execute("COMMIT")
+            except BaseException:
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+                raise
+            return result
+
+
+@contextlib.contextmanager
+def translated(path: str) -> Iterator[None]:
+    """SQLite's errors as ours."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
+            raise InsufficientSpace(f"the index {path} cannot grow: {error}", hint="Free room on its file system.") from error
+        raise HotshelfError(
+            f"the index {path} cannot be written: {error}", hint="See `hotshelf doctor`; the store may be read-only."
+        ) from error
+
+
+def _open_writer(path: str) -> sqlite3.Connection:
+    refuse_network_file_system(path)
+    try:
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
+    except sqlite3.OperationalError as error:
+        raise BadConfiguration(f"the index {path} cannot be opened: {error}", hint="Check index.path and its owner.") from error
+    try:
+        if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+            raise Unreadable(f"{path} fails SQLite's quick_check")
+        # A reader that is still there from before the last stop can keep us from WAL for now: DELETE mode serves too.
+        with contextlib.suppress(sqlite3.OperationalError):
+            connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA busy_timeout=5000")
+        connection.execute("PRAGMA wal_autocheckpoint=1000")
+        connection.execute("PRAGMA foreign_keys=OFF")
+        _migrate(connection, path)
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        raise Unreadable(f"{path}: {error}") from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection, path: str) -> None:
+    db = Database(connection)
+    applied = {migration.name for migration in migrations.applied(db)}
+    if newer := sorted(applied - KNOWN):
+        raise BadConfiguration(
+            f"the index {path} was written by a newer hotshelf ({newer[-1]})",
+            hint="Start that version again, or point index.path elsewhere: the index is rebuilt from the store.",
+        )
+    migrations.apply(db)
+
+
+def _open_reader(path: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None, check_same_thread=False, timeout=5)
+    connection.row_factory = sqlite3.Row
+    return connection
+
+
+def refuse_network_file_system(path: str) -> None:
+    """WAL needs shared memory that network file systems do not give. Decided from mountinfo, before any pragma."""
+    kind = file_system_of(os.path.dirname(path))
+    if kind in NETWORK_FILE_SYSTEMS or kind.startswith("fuse"):
+        raise BadConfiguration(
+            f"the index {path} lies on {kind}, where SQLite's write-ahead log is unsafe",
+            hint="Set index.path to a file on a local disk; it is rebuilt from the store when lost.",
+        )
+
+
+def file_system_of(path: str) -> str:
+    """The type of the file system that holds `path` ("ext4"), from /proc/self/mountinfo; "" when it cannot be told."""
+    real = os.path.realpath(path)
+    best, kind = "", ""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8") as mounts:
+            for line in mounts:
+                left, _, right = line.partition(" - ")
+                point = left.split()[4].encode().decode("unicode_escape")
+                if (real == point or real.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
+                    best, kind = point, right.split()[0]
+    except OSError:
+        return ""
+    return kind

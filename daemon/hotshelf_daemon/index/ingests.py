@@ -1,0 +1,97 @@
+"""Rows of ingests and their journalled segments. An ingest row is also its reservation: its size counts as held."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from hotshelf_daemon.states import IngestEvent, IngestState, next_ingest_state
+from hotshelf_shared.digest import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class IngestRow:
+    id: str
+    origin: str
+    key: str
+    version: str
+    size: int
+    expected: Digest | None
+    state: IngestState = IngestState.RESERVED
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRow:
+    """A journalled segment: [start, stop) of the ingest's file held bytes of this CRC-64/NVME when it was written."""
+
+    start: int
+    stop: int
+    crc: int
+
+
+_COLUMNS = "id, origin, key, version, size, expected, state"
+
+
+def _row(values: Iterable[object]) -> IngestRow:
+    id_, origin, key, version, size, expected, state = values
+    digest = Digest(str(expected)) if expected else None
+    return IngestRow(str(id_), str(origin), str(key), str(version), int(str(size)), digest, IngestState(str(state)))
+
+
+def find(db: sqlite3.Connection, origin: str, key: str, version: str) -> IngestRow | None:
+    query = f"SELECT {_COLUMNS} FROM ingests WHERE origin = ? AND key = ? AND version = ?"
+    found = db.execute(query, (origin, key, version)).fetchone()
+    return _row(found) if found else None
+
+
+def everything(db: sqlite3.Connection) -> list[IngestRow]:
+    return [_row(found) for found in db.execute(f"SELECT {_COLUMNS} FROM ingests ORDER BY touched_at")]
+
+
+def reserve(db: sqlite3.Connection, rows: Iterable[IngestRow]) -> None:
+    now = time.time()
+    db.executemany(
+        "INSERT INTO ingests (id, origin, key, version, size, expected, state, opened_at, touched_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [(r.id, r.origin, r.key, r.version, r.size, r.expected, IngestState.RESERVED.value, now, now) for r in rows],
+    )
+
+
+def advance(db: sqlite3.Connection, id_: str, event: IngestEvent) -> IngestState:
+    """Applies one event to one ingest's row; IllegalTransition changes nothing."""
+    (state,) = db.execute("SELECT state FROM ingests WHERE id = ?", (id_,)).fetchone()
+    following = next_ingest_state(IngestState(state), event)
+    db.execute("UPDATE ingests SET state = ?, touched_at = ? WHERE id = ?", (following.value, time.time(), id_))
+    return following
+
+
+def close(db: sqlite3.Connection, ids: Iterable[str]) -> None:
+    """Ends ingests: their rows, reservations and journals are gone."""
+    listed = [(id_,) for id_ in ids]
+    db.executemany("DELETE FROM segments WHERE ingest = ?", listed)
+    db.executemany("DELETE FROM ingests WHERE id = ?", listed)
+
+
+def journal(db: sqlite3.Connection, id_: str, segment: SegmentRow) -> None:
+    db.execute(
+        "INSERT OR REPLACE INTO segments (ingest, start, stop, crc64nvme) VALUES (?, ?, ?, ?)",
+        (id_, segment.start, segment.stop, f"{segment.crc:016x}"),
+    )
+
+
+def journalled(db: sqlite3.Connection, id_: str) -> list[SegmentRow]:
+    query = "SELECT start, stop, crc64nvme FROM segments WHERE ingest = ? ORDER BY start"
+    return [SegmentRow(start, stop, int(crc, 16)) for start, stop, crc in db.execute(query, (id_,))]
+
+
+def forget_journal(db: sqlite3.Connection, id_: str) -> None:
+    db.execute("DELETE FROM segments WHERE ingest = ?", (id_,))
+
+
+def interrupt_all(db: sqlite3.Connection) -> None:
+    """At start: whatever was under way when the last daemon died waits to be resumed."""
+    for row in everything(db):
+        if row.state in (IngestState.FETCHING, IngestState.VERIFYING):
+            advance(db, row.id, IngestEvent.INTERRUPT)

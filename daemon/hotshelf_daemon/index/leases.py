@@ -1,0 +1,109 @@
+"""Rows of leases and pins: what collection must not touch."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hotshelf_daemon.states import SnapshotState
+from hotshelf_shared.digest import Revision
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRow:
+    """`resolution` holds what is being fetched until `revision` is known."""
+
+    id: str
+    uid: int
+    pid: int
+    client: str | None
+    source: str
+    ttl_s: float
+    resolution: str | None = None
+    revision: Revision | None = None
+    grant: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PinRow:
+    """`kind` is ``revision`` (holds just that) or ``wish`` (follows the ref of that wish)."""
+
+    target: str
+    kind: str
+    uid: int
+    created_at: float
+
+
+def open_(db: sqlite3.Connection, row: LeaseRow) -> int:
+    """The grant number. Raises LookupError when the revision is not ready: then there is nothing to hold."""
+    if row.revision is not None:
+        found = db.execute(
+            "SELECT 1 FROM snapshots WHERE revision = ? AND state = ?", (row.revision, SnapshotState.READY.value)
+        ).fetchone()
+        if found is None:
+            raise LookupError(row.revision)
+    now = time.time()
+    cursor = db.execute(
+        "INSERT INTO leases (id, uid, pid, client, source, resolution, revision, ttl_s, granted_at, renewed_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (row.id, row.uid, row.pid, row.client, row.source, row.resolution, row.revision, row.ttl_s, now, now),
+    )
+    return int(cursor.lastrowid or 0)
+
+
+def close(db: sqlite3.Connection, ids: Iterable[str]) -> None:
+    db.executemany("DELETE FROM leases WHERE id = ?", [(id_,) for id_ in ids])
+
+
+def renew(db: sqlite3.Connection, ids: Iterable[str]) -> None:
+    now = time.time()
+    db.executemany("UPDATE leases SET renewed_at = ? WHERE id = ?", [(now, id_) for id_ in ids])
+
+
+def everything(db: sqlite3.Connection) -> list[LeaseRow]:
+    rows = db.execute("SELECT id, uid, pid, client, source, ttl_s, resolution, revision, grant_number FROM leases")
+    return [
+        LeaseRow(id_, uid, pid, client, source, ttl_s, resolution, Revision(revision) if revision else None, grant)
+        for id_, uid, pid, client, source, ttl_s, resolution, revision, grant in rows
+    ]
+
+
+def void_unbound(db: sqlite3.Connection) -> None:
+    """At start: a lease whose acquire was never answered has no holder."""
+    db.execute("DELETE FROM leases WHERE revision IS NULL")
+
+
+def holders(db: sqlite3.Connection, limit: int = 10) -> list[dict[str, Any]]:
+    """Who keeps how much from being collected: what `insufficient_space` names, largest first."""
+    rows = db.execute(
+        "SELECT s.revision, s.bytes, count(l.id) AS leases, group_concat(DISTINCT l.uid) AS uids,"
+        " group_concat(DISTINCT l.source) AS sources,"
+        " EXISTS (SELECT 1 FROM v_pins p WHERE p.revision = s.revision) AS pinned"
+        " FROM snapshots s LEFT JOIN leases l ON l.revision = s.revision"
+        " GROUP BY s.revision HAVING leases > 0 OR pinned ORDER BY s.bytes DESC LIMIT ?",
+        (limit,),
+    ).fetchall()
+    names = ("revision", "bytes", "leases", "uids", "sources", "pinned")
+    return [dict(zip(names, row, strict=True)) for row in map(tuple, rows)]
+
+
+# ---- pins
+
+
+def pin(db: sqlite3.Connection, row: PinRow) -> None:
+    db.execute("INSERT OR REPLACE INTO pins (target, kind, uid, created_at) VALUES (?, ?, ?, ?)", _values(row))
+
+
+def unpin(db: sqlite3.Connection, target: str) -> bool:
+    return db.execute("DELETE FROM pins WHERE target = ?", (target,)).rowcount > 0
+
+
+def pins(db: sqlite3.Connection) -> list[PinRow]:
+    return [PinRow(*row) for row in map(tuple, db.execute("SELECT target, kind, uid, created_at FROM pins"))]
+
+
+def _values(row: PinRow) -> Sequence[object]:
+    return row.target, row.kind, row.uid, row.created_at

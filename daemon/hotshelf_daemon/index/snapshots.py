@@ -1,0 +1,221 @@
+"""Rows of snapshots, the resolutions that become them, and the refs that name them."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from hotshelf_daemon.states import SnapshotEvent, SnapshotState, next_snapshot_state
+from hotshelf_shared.digest import Digest, Revision
+from hotshelf_shared.manifest import FileEntry, Manifest
+from hotshelf_shared.wire import Skipped
+
+
+@dataclass(frozen=True, slots=True)
+class RefRow:
+    """A mutable name: what the wish `wish` (a digest of source, patterns and policy) stands for now.
+
+    `listing` is the fingerprint of the origin's listing it was made from: equal again means nothing changed.
+    """
+
+    wish: str
+    source: str
+    allow: tuple[str, ...] | None
+    ignore: tuple[str, ...]
+    revision: Revision
+    listing: str
+    skipped: tuple[Skipped, ...]
+    kind: str
+    previous: Revision | None = None
+    flipped_at: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "wish": self.wish,
+            "source": self.source,
+            "allow_patterns": self.allow,
+            "ignore_patterns": self.ignore,
+            "revision": self.revision,
+            "previous": self.previous,
+            "listing": self.listing,
+            "skipped": [[s.path, s.reason] for s in self.skipped],
+            "kind": self.kind,
+            "flipped_at": self.flipped_at,
+        }
+
+    @classmethod
+    def parse(cls, body: dict[str, Any]) -> RefRow:
+        """From `to_json`. Raises KeyError, TypeError or InvalidRequest on anything else."""
+        allow = body["allow_patterns"]
+        return cls(
+            wish=str(body["wish"]),
+            source=str(body["source"]),
+            allow=None if allow is None else tuple(str(glob) for glob in allow),
+            ignore=tuple(str(glob) for glob in body["ignore_patterns"]),
+            revision=Revision.parse(body["revision"]),
+            listing=str(body["listing"]),
+            skipped=tuple(Skipped(str(path), str(reason)) for path, reason in body["skipped"]),
+            kind=str(body["kind"]),
+            previous=Revision.parse(body["previous"]) if body["previous"] else None,
+            flipped_at=float(body["flipped_at"]),
+        )
+
+
+_REF = "wish, source, allow_patterns, ignore_patterns, revision, listing, skipped, kind, previous, flipped_at"
+
+
+def _ref(row: Any) -> RefRow:
+    wish, source, allow, ignore, revision, listing, skipped, kind, previous, flipped_at = row
+    return RefRow(
+        wish=wish,
+        source=source,
+        allow=None if allow is None else tuple(json.loads(allow)),
+        ignore=tuple(json.loads(ignore)),
+        revision=Revision(revision),
+        listing=listing,
+        skipped=tuple(Skipped(path, reason) for path, reason in json.loads(skipped)),
+        kind=kind,
+        previous=Revision(previous) if previous else None,
+        flipped_at=flipped_at,
+    )
+
+
+def ref(db: sqlite3.Connection, wish: str) -> RefRow | None:
+    found = db.execute(f"SELECT {_REF} FROM refs WHERE wish = ?", (wish,)).fetchone()
+    return _ref(found) if found else None
+
+
+def refs(db: sqlite3.Connection, source: str | None = None) -> list[RefRow]:
+    where, values = ("WHERE source = ?", (source,)) if source is not None else ("", ())
+    return [_ref(row) for row in db.execute(f"SELECT {_REF} FROM refs {where} ORDER BY flipped_at DESC", values)]
+
+
+def flip(db: sqlite3.Connection, row: RefRow) -> None:
+    body = row.to_json()
+    db.execute(
+        f"INSERT OR REPLACE INTO refs ({_REF}, checked_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            row.wish,
+            row.source,
+            None if row.allow is None else json.dumps(row.allow),
+            json.dumps(row.ignore),
+            row.revision,
+            row.listing,
+            json.dumps(body["skipped"]),
+            row.kind,
+            row.previous,
+            row.flipped_at,
+            time.time(),
+        ),
+    )
+
+
+def mark_checked(db: sqlite3.Connection, wish: str) -> None:
+    db.execute("UPDATE refs SET checked_at = ? WHERE wish = ?", (time.time(), wish))
+
+
+def drop_refs_to(db: sqlite3.Connection, revision: Revision) -> list[str]:
+    """Forgets the names of an evicted revision; the wishes dropped."""
+    gone = [wish for (wish,) in db.execute("SELECT wish FROM refs WHERE revision = ?", (revision,))]
+    db.execute("DELETE FROM refs WHERE revision = ?", (revision,))
+    return gone
+
+
+# ---- snapshots
+
+
+def state(db: sqlite3.Connection, revision: Revision) -> SnapshotState:
+    found = db.execute("SELECT state FROM snapshots WHERE revision = ?", (revision,)).fetchone()
+    return SnapshotState(found[0]) if found else SnapshotState.ABSENT
+
+
+def is_ready(db: sqlite3.Connection, revision: Revision) -> bool:
+    return state(db, revision) is SnapshotState.READY
+
+
+def manifest(db: sqlite3.Connection, revision: Revision) -> Manifest:
+    rows = db.execute("SELECT path, digest, size FROM files WHERE revision = ? ORDER BY path", (revision,))
+    return Manifest({path: FileEntry(Digest(digest), size) for path, digest, size in rows})
+
+
+def add(db: sqlite3.Connection, tree: Manifest) -> None:
+    """A laid-out snapshot becomes ready: absent or damaged → preparing → ready in this one transaction."""
+    current = state(db, tree.revision)
+    if current is SnapshotState.READY:
+        return
+    ready = next_snapshot_state(next_snapshot_state(current, SnapshotEvent.PREPARE), SnapshotEvent.COMMIT)
+    now = time.time()
+    db.execute(
+        "INSERT INTO snapshots (revision, state, bytes, files, created_at, last_used_at) VALUES (?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (revision) DO UPDATE SET state = excluded.state, reason = NULL",
+        (tree.revision, ready.value, tree.size, len(tree), now, now),
+    )
+    db.executemany(
+        "INSERT OR REPLACE INTO files (revision, path, digest, size) VALUES (?, ?, ?, ?)",
+        [(tree.revision, path, entry.digest, entry.size) for path, entry in tree.items()],
+    )
+
+
+def damage(db: sqlite3.Connection, digests: Iterable[Digest], reason: str) -> list[Revision]:
+    """Blobs were lost or found wrong: every ready snapshot that holds one of them is damaged. Those snapshots."""
+    hurt: set[Revision] = set()
+    for digest in digests:
+        rows = db.execute("SELECT DISTINCT revision FROM files WHERE digest = ?", (digest,)).fetchall()
+        hurt.update(Revision(revision) for (revision,) in rows if is_ready(db, Revision(revision)))
+    for revision in hurt:
+        following = next_snapshot_state(SnapshotState.READY, SnapshotEvent.DAMAGE)
+        db.execute("UPDATE snapshots SET state = ?, reason = ? WHERE revision = ?", (following.value, reason, revision))
+    return sorted(hurt)
+
+
+def remove(db: sqlite3.Connection, revision: Revision) -> None:
+    db.execute("DELETE FROM snapshots WHERE revision = ?", (revision,))
+    db.execute("DELETE FROM files WHERE revision = ?", (revision,))
+
+
+def touch(db: sqlite3.Connection, revision: Revision, grant: int) -> None:
+    db.execute(
+        "UPDATE snapshots SET last_used_at = ?, last_grant = ?, uses = uses + 1 WHERE revision = ?",
+        (time.time(), grant, revision),
+    )
+
+
+# ---- resolutions
+
+
+def open_resolution(db: sqlite3.Connection, id_: str, *, source: str, size: int, files: int) -> None:
+    """A resolution starts to be prepared; the blobs that `want` adds to it are roots until it ends."""
+    found = db.execute("SELECT state FROM resolutions WHERE id = ?", (id_,)).fetchone()
+    current = SnapshotState(found[0]) if found else SnapshotState.ABSENT
+    if current is not SnapshotState.PREPARING:
+        current = next_snapshot_state(current, SnapshotEvent.PREPARE)
+    db.execute(
+        "INSERT OR REPLACE INTO resolutions (id, source, state, bytes, files, opened_at) VALUES (?, ?, ?, ?, ?, ?)",
+        (id_, source, current.value, size, files, time.time()),
+    )
+
+
+def want(db: sqlite3.Connection, id_: str, blobs: Iterable[Digest]) -> None:
+    db.executemany("INSERT OR IGNORE INTO wanted_blobs (resolution, digest) VALUES (?, ?)", [(id_, blob) for blob in blobs])
+
+
+def fail_resolution(db: sqlite3.Connection, id_: str, error: str) -> None:
+    failed = next_snapshot_state(SnapshotState.PREPARING, SnapshotEvent.FAIL)
+    db.execute("UPDATE resolutions SET state = ?, error = ? WHERE id = ?", (failed.value, error, id_))
+    db.execute("DELETE FROM wanted_blobs WHERE resolution = ?", (id_,))
+
+
+def close_resolution(db: sqlite3.Connection, id_: str) -> None:
+    """It became a snapshot, whose files are now what holds its blobs."""
+    db.execute("DELETE FROM resolutions WHERE id = ?", (id_,))
+    db.execute("DELETE FROM wanted_blobs WHERE resolution = ?", (id_,))
+
+
+def forget_resolutions(db: sqlite3.Connection) -> None:
+    """At start nobody waits for any of them; what they fetched stays, and their ingests are resumed when asked for."""
+    db.execute("DELETE FROM resolutions")
+    db.execute("DELETE FROM wanted_blobs")

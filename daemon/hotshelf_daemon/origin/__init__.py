@@ -1,0 +1,8 @@
+"""Where bytes come from: the port, its twins, its decorators, and the directory that finds the one for a source."""
+
+from hotshelf_daemon.origin.directory import Directory
+from hotshelf_daemon.origin.memory import MemoryOrigin
+from hotshelf_daemon.origin.port import Body, Changed, Origin, OriginObject
+from hotshelf_daemon.origin.retrying import Retrying, delay_s
+
+__all__ = ["Body", "Changed", "Directory", "MemoryOrigin", "Origin", "OriginObject", "Retrying", "delay_s"]

@@ -1,0 +1,46 @@
+"""From a source to its origin: the one place that knows which kinds there are and which credentials go where."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from hotshelf_daemon.config import Settings
+from hotshelf_daemon.origin import s3
+from hotshelf_daemon.origin.file import FileOrigin, root_for
+from hotshelf_daemon.origin.port import Origin
+from hotshelf_shared.errors import InvalidRequest
+from hotshelf_shared.source import Source
+
+Wrap = Callable[[Origin], Origin]
+
+
+class Directory:
+    """Origins by source, made once and kept: a client's connections are worth keeping."""
+
+    def __init__(self, settings: Settings, wrap: Wrap) -> None:
+        self._settings = settings
+        self._wrap = wrap
+        self._made: dict[tuple[str, str], Origin] = {}
+        self._lock = threading.Lock()
+
+    def origin_of(self, source: Source) -> Origin:
+        """Raises AccessDenied (a file outside the roots) or InvalidRequest (a kind without an origin)."""
+        if source.kind == "s3":
+            return self._kept(("s3", source.authority), lambda: self._bucket(source.authority))
+        if source.kind == "file":
+            root = root_for(f"/{source.path}", self._settings.roots)
+            return self._kept(("file", root), lambda: FileOrigin(root))
+        raise InvalidRequest(
+            f"there is no origin for {source.kind}: sources in this version", hint="Use s3:// or file:// sources."
+        )
+
+    def _bucket(self, name: str) -> Origin:
+        label, origin = s3.bucket(self._settings, name)
+        return s3.S3Origin(s3.client_for(origin, self._settings), name, label)
+
+    def _kept(self, key: tuple[str, str], make: Callable[[], Origin]) -> Origin:
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = self._wrap(make())
+            return self._made[key]

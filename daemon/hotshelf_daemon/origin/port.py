@@ -1,0 +1,61 @@
+"""The port to where bytes come from: one bucket of an S3 service, one folder tree, or one dictionary in a test.
+
+Called from any number of threads. What it raises: `NotFound` (no such bucket), `AccessDenied`, `OriginUnavailable` (worth
+a retry when `.retryable`), `IntegrityError` (it answered something that is not what was asked for), and `Changed` when
+the object is no longer the version that was listed. Never one of the library beneath.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from hotshelf_shared.errors import IntegrityError
+
+
+class Changed(IntegrityError):
+    """The object changed at the origin while it was being fetched."""
+
+    default_hint = "Publish under a new prefix, or with `hotshelf push`, and ask again."
+
+
+@dataclass(frozen=True, slots=True)
+class OriginObject:
+    """One version of one object. `version` is its ETag or what serves as one; "" where the origin gives none."""
+
+    key: str
+    size: int
+    version: str
+
+
+class Body(Protocol):
+    """Bytes of a ranged read, in order."""
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fills `buffer` from its start; the number of bytes, 0 at the end."""
+        ...
+
+
+class Origin(Protocol):
+    """`name` tells this bucket apart from every other, for good; `label` is its short name in metrics and messages."""
+
+    name: str
+    label: str
+
+    def head(self, key: str) -> OriginObject | None:
+        """The object under exactly this key; None when there is none."""
+        ...
+
+    def list(self, folder: str) -> Iterator[OriginObject]:
+        """Every object below `folder` ("" is all of the bucket), whatever its depth; never the folder's own marker."""
+        ...
+
+    def read(self, key: str, limit: int) -> bytes | None:
+        """A small object whole; None when there is none. Raises IntegrityError when it is over `limit` bytes."""
+        ...
+
+    def open(self, obj: OriginObject, start: int, stop: int) -> AbstractContextManager[Body]:
+        """Bytes [start, stop) of exactly this version. Raises Changed when it is another by now."""
+        ...

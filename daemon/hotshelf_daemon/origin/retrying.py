@@ -1,0 +1,56 @@
+"""Retries for the control plane: a decorator of the port that asks again when asking again can help.
+
+Ranged reads are not retried here: ingest resumes them where they stopped.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import TypeVar
+
+from hotshelf_daemon.origin.port import Body, Origin, OriginObject
+from hotshelf_shared.errors import OriginUnavailable
+
+T = TypeVar("T")
+FIRST_DELAY_S = 0.1
+MAX_DELAY_S = 8.0
+
+
+def delay_s(attempt: int, *, asked: float | None = None, jitter: Callable[[], float] = random.random) -> float:
+    """Full jitter over a doubling delay; `asked` is the origin's Retry-After, which is obeyed."""
+    doubled = min(MAX_DELAY_S, FIRST_DELAY_S * 2.0**attempt)
+    return max(asked or 0.0, doubled * (0.5 + jitter() / 2))
+
+
+class Retrying:
+    def __init__(self, origin: Origin, attempts: int, *, sleep: Callable[[float], object] = time.sleep) -> None:
+        self._origin = origin
+        self._attempts = attempts
+        self._sleep = sleep
+        self.name = origin.name
+        self.label = origin.label
+
+    def head(self, key: str) -> OriginObject | None:
+        return self._again(lambda: self._origin.head(key))
+
+    def list(self, folder: str) -> Iterator[OriginObject]:
+        return iter(self._again(lambda: [*self._origin.list(folder)]))
+
+    def read(self, key: str, limit: int) -> bytes | None:
+        return self._again(lambda: self._origin.read(key, limit))
+
+    def open(self, obj: OriginObject, start: int, stop: int) -> AbstractContextManager[Body]:
+        return self._origin.open(obj, start, stop)
+
+    def _again(self, ask: Callable[[], T]) -> T:
+        for attempt in range(self._attempts):
+            try:
+                return ask()
+            except OriginUnavailable as error:
+                if not error.retryable or attempt + 1 == self._attempts:
+                    raise
+                self._sleep(delay_s(attempt, asked=error.retry_after_s))
+        raise AssertionError("attempts is at least 1")

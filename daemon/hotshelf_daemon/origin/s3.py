@@ -1,0 +1,184 @@
+"""One bucket of an S3-compatible service through boto3, which is the control and the data plane.
+
+The only module that imports boto3. Checksums are sent and expected `when_required` only: B2 and others refuse more.
+Every ranged answer is held against what was asked: 206, the exact Content-Range, identity encoding, the same ETag.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import botocore
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from hotshelf_daemon.config import OriginSettings, Settings
+from hotshelf_daemon.origin.port import Body, Changed, OriginObject
+from hotshelf_daemon.origin.s3_errors import translated
+from hotshelf_shared.errors import IntegrityError, OriginUnavailable, TooLarge
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+MAX_LISTED = 200_000
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)\Z")
+
+
+def client_for(origin: OriginSettings, settings: Settings) -> S3Client:
+    """A client that never retries by itself: retries are ours, bounded by the caller's deadline."""
+    fetch = settings.fetch
+    config = Config(
+        signature_version=botocore.UNSIGNED if origin.unsigned else None,
+        s3={"addressing_style": _addressing(origin)},
+        retries={"total_max_attempts": 1},
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        max_pool_connections=origin.max_connections + 4,
+        connect_timeout=fetch.connect_timeout_s,
+        read_timeout=fetch.idle_timeout_s,
+        tcp_keepalive=True,
+    )
+    session = boto3.session.Session(
+        aws_access_key_id=origin.access_key_id,
+        aws_secret_access_key=origin.secret_access_key.get_secret_value() if origin.secret_access_key else None,
+        aws_session_token=origin.session_token.get_secret_value() if origin.session_token else None,
+        region_name=origin.region or (None if origin.endpoint_url is None else "us-east-1"),
+    )
+    return session.client("s3", endpoint_url=origin.endpoint_url, config=config, verify=origin.ca_bundle)
+
+
+def _addressing(origin: OriginSettings) -> Any:
+    """`auto` is path style for a bare host or IP (MinIO, SeaweedFS, moto), where virtual hosts cannot resolve."""
+    if origin.addressing_style != "auto" or origin.endpoint_url is None:
+        return origin.addressing_style
+    host = re.sub(r"^https?://|[:/].*$", "", origin.endpoint_url)
+    bare = "." not in host or host.replace(".", "").isdigit() or host.startswith("[")
+    return "path" if bare else "auto"
+
+
+class _Body:
+    """A streaming body whose own errors are translated, and only those: the reader's disk errors are not the origin's."""
+
+    def __init__(self, stream: Any, guard: Callable[[], AbstractContextManager[None]]) -> None:
+        self._stream, self._guard = stream, guard
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        with self._guard():
+            return int(self._stream.readinto(buffer))
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class S3Origin:
+    def __init__(self, client: S3Client, bucket: str, label: str) -> None:
+        self._client = client
+        self._bucket = bucket
+        self.label = label
+        self.name = f"{client.meta.endpoint_url}/{bucket}"
+
+    def head(self, key: str) -> OriginObject | None:
+        with translated(self.label, self._principal, f"s3://{self._bucket}/{key}"):
+            try:
+                answer = self._client.head_object(Bucket=self._bucket, Key=key)
+            except ClientError as error:
+                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
+                    return None
+                raise
+        return OriginObject(key, int(answer["ContentLength"]), answer.get("ETag", ""))
+
+    def list(self, folder: str) -> Iterator[OriginObject]:
+        below = f"{folder}/" if folder else ""
+        seen = 0
+        with translated(self.label, self._principal, f"s3://{self._bucket}/{below}"):
+            # botocore's paginator itself refuses a page token that repeats.
+            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=below):
+                for entry in page.get("Contents", ()):
+                    seen += 1
+                    if not entry["Key"].startswith(below):
+                        raise IntegrityError(f"{self.label} listed {entry['Key']!r}, which is not below {below!r}")
+                    if not entry["Key"].endswith("/"):
+                        yield OriginObject(entry["Key"], int(entry["Size"]), entry.get("ETag", ""))
+                if seen > MAX_LISTED:
+                    raise TooLarge(f"more than {MAX_LISTED:,} keys below {below!r}", hint="Name a narrower folder.")
+
+    def read(self, key: str, limit: int) -> bytes | None:
+        with translated(self.label, self._principal, f"s3://{self._bucket}/{key}"):
+            try:
+                answer = self._client.get_object(Bucket=self._bucket, Key=key)
+            except self._client.exceptions.NoSuchKey:
+                return None
+            with_body = answer["Body"]
+            try:
+                data = with_body.read(limit + 1)
+            finally:
+                with_body.close()
+        if len(data) > limit:
+            raise IntegrityError(f"s3://{self._bucket}/{key} is over {limit:,} bytes")
+        if len(data) != answer["ContentLength"]:
+            raise OriginUnavailable(f"s3://{self._bucket}/{key} ended early")
+        return data
+
+    @contextmanager
+    def open(self, obj: OriginObject, start: int, stop: int) -> Iterator[Body]:
+        where = f"s3://{self._bucket}/{obj.key}"
+        whole = start == 0 and stop == obj.size
+        wanted: dict[str, str] = {} if whole else {"Range": f"bytes={start}-{stop - 1}"}
+        if obj.version:
+            wanted["IfMatch"] = obj.version
+        with translated(self.label, self._principal, where):
+            try:
+                answer: Any = self._client.get_object(Bucket=self._bucket, Key=obj.key, **wanted)  # type: ignore[arg-type]
+            except self._client.exceptions.NoSuchKey as error:
+                raise Changed(f"{where} was listed and is not there", hint="Publish it again.") from error
+        body = _Body(answer["Body"], lambda: translated(self.label, self._principal, where))
+        try:
+            _check_answer(answer, obj, start, stop, where)
+            yield body
+        finally:
+            body.close()
+
+    @property
+    def _principal(self) -> str:
+        credentials = self._client._request_signer._credentials  # type: ignore[attr-defined]
+        return credentials.access_key if credentials is not None else "nobody (unsigned)"
+
+
+def _check_answer(answer: Any, obj: OriginObject, start: int, stop: int, where: str) -> None:
+    """A range that is not exactly the one asked for must never reach the file."""
+    if obj.version and answer.get("ETag", obj.version) != obj.version:
+        raise Changed(f"{where} changed at the origin")
+    if (encoding := answer.get("ContentEncoding", "")) not in ("", "identity", "aws-chunked"):
+        raise IntegrityError(f"{where} comes {encoding}-encoded", hint="Store weights without Content-Encoding.")
+    if answer["ContentLength"] != stop - start:
+        raise IntegrityError(f"{where}: asked for {stop - start:,} bytes, the origin sends {answer['ContentLength']:,}")
+    if start == 0 and stop == obj.size:
+        return
+    status = answer["ResponseMetadata"]["HTTPStatusCode"]
+    found = _CONTENT_RANGE.match(answer.get("ContentRange", ""))
+    if status != 206 or found is None or (int(found[1]), int(found[2])) != (start, stop - 1):
+        raise IntegrityError(
+            f"{where}: the origin answers a Range with {status} {answer.get('ContentRange', 'and no Content-Range')}",
+            hint="The service in front of the bucket must honour Range (Accept-Ranges: bytes).",
+        )
+    if found[3] not in ("*", str(obj.size)):
+        raise Changed(f"{where} is {found[3]} bytes by now, not {obj.size}")
+
+
+def bucket(settings: Settings, name: str) -> tuple[str, OriginSettings]:
+    """Which configured origin serves this bucket: the one that lists it, the only one, or plain AWS."""
+    for label, origin in settings.origins.items():
+        if name in origin.buckets:
+            return label, origin
+    if len(settings.origins) == 1:
+        return next(iter(settings.origins.items()))
+    if settings.origins and all(origin.buckets for origin in settings.origins.values()):
+        return "aws", OriginSettings()
+    for label, origin in settings.origins.items():
+        if not origin.buckets:
+            return label, origin
+    return "aws", OriginSettings()

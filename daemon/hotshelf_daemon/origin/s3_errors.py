@@ -1,0 +1,88 @@
+"""botocore's errors as ours, by what an operator has to do about each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import urllib3.exceptions
+from botocore import exceptions as boto
+
+from hotshelf_daemon.origin.port import Changed
+from hotshelf_shared.errors import AccessDenied, HotshelfError, IntegrityError, NotFound, OriginUnavailable
+
+_DENIED_HINTS = {
+    "InvalidAccessKeyId": "The access key id is unknown there: check access_key_id (B2_KEY_ID) and endpoint_url.",
+    "SignatureDoesNotMatch": "The secret is wrong for that key id: check secret_access_key (B2_SECRET_KEY) and region.",
+    "ExpiredToken": "The session token has expired: supply a fresh one.",
+}
+
+
+@contextmanager
+def translated(label: str, principal: str, where: str) -> Iterator[None]:
+    """Around every call into boto3. `principal` is the access key id: it is named, the secret never."""
+    try:
+        yield
+    except boto.ClientError as error:
+        raise _of_answer(error, label, principal, where) from error
+    except (boto.NoCredentialsError, boto.PartialCredentialsError, boto.TokenRetrievalError) as error:
+        hint = "Set the origin's access_key_id and secret_access_key, or `unsigned: true` for a public bucket."
+        raise AccessDenied(f"there are no credentials for {where}", hint=hint) from error
+    except boto.SSLError as error:
+        unavailable = OriginUnavailable(
+            f"the certificate of {label} is not accepted ({_first_line(error)})", hint="Set the origin's ca_bundle."
+        )
+        unavailable.retryable = False
+        raise unavailable from error
+    except (boto.ParamValidationError, boto.InvalidRegionError, boto.UnknownServiceError) as error:
+        raise NotFound(f"{where} cannot be asked for: {_first_line(error)}") from error
+    except (boto.BotoCoreError, urllib3.exceptions.HTTPError, OSError) as error:
+        # Endpoint, connection, proxy, time-out and broken-stream errors: all of them may pass.
+        raise OriginUnavailable(f"{label} cannot be reached for {where}: {_first_line(error)}") from error
+
+
+def _of_answer(error: boto.ClientError, label: str, principal: str, where: str) -> HotshelfError:
+    answer: Any = error.response
+    status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    code = str(answer.get("Error", {}).get("Code", ""))
+    said = f"{label} says {status} {code}".rstrip()
+    if code == "NoSuchBucket":
+        return NotFound(f"there is no bucket for {where} at {label}", hint="Check the bucket's name and the endpoint.")
+    if code == "RequestTimeTooSkewed":
+        theirs = _server_time(headers)
+        ours = time.strftime("%H:%M:%S", time.gmtime())
+        return OriginUnavailable(f"the clocks differ: here {ours}, at {label} {theirs} (UTC)", hint="Set this clock right.")
+    if status in (401, 403):
+        hint = _DENIED_HINTS.get(code, f"Let {principal} list and read it, or use other credentials.")
+        return AccessDenied(f"{said}: {principal} may not read {where}", hint=hint)
+    if status == 404:
+        return NotFound(f"{where} is not there ({said})")
+    if status in (412, 416):
+        return Changed(f"{where} changed at the origin")
+    if status in (429, 500, 502, 503, 504):
+        return OriginUnavailable(f"{said} for {where}", retry_after_s=_retry_after(headers))
+    if status in (301, 302, 307, 308):
+        return AccessDenied(f"{said}: it redirects {where} elsewhere", hint="Set the origin's region and endpoint_url right.")
+    return IntegrityError(f"{said} for {where}", hint="See what the service says about that status.")
+
+
+def _retry_after(headers: Any) -> float | None:
+    try:
+        return min(max(float(headers.get("retry-after", "")), 0.0), 60.0)
+    except ValueError:
+        return None
+
+
+def _server_time(headers: Any) -> str:
+    try:
+        return parsedate_to_datetime(headers.get("date", "")).strftime("%H:%M:%S")
+    except (TypeError, ValueError):
+        return "unknown"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,175 @@
+"""Pure decisions: what is missing, what room it takes, who must go for it. No clock, no disk, no database."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hotshelf_daemon.origin.port import OriginObject
+from hotshelf_shared.digest import Digest, Revision
+from hotshelf_shared.errors import InsufficientSpace, TooLarge
+from hotshelf_shared.wire import Skipped
+
+
+@dataclass(frozen=True, slots=True)
+class WantedFile:
+    """A file of a resolution: where its bytes are, and its digest as far as it is known."""
+
+    path: str
+    object: OriginObject
+    digest: Digest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """Exactly which objects a wish stands for right now; `id` is a fingerprint of all of it.
+
+    `published` says that the digests come from a manifest, and so are promises that the bytes must keep.
+    """
+
+    source: str
+    origin: str
+    files: tuple[WantedFile, ...]
+    skipped: tuple[Skipped, ...]
+    kind: str
+    published: bool
+    policy: str
+
+    @property
+    def id(self) -> str:
+        seen = hashlib.sha256(f"{self.origin}\n{self.kind}\n{self.policy}\n".encode())
+        for file in self.files:
+            seen.update(f"{file.path}\0{file.object.key}\0{file.object.version}\0{file.object.size}\0{file.digest}\n".encode())
+        for skip in self.skipped:
+            seen.update(f"{skip.path}\0{skip.reason}\n".encode())
+        return seen.hexdigest()
+
+    @property
+    def size(self) -> int:
+        return sum(file.object.size for file in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """One content to fetch, once, however many files of however many sources want it."""
+
+    origin: str
+    object: OriginObject
+    digest: Digest | None
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What single flight is keyed on: the content where it is known, the object's version where not."""
+        return (self.digest,) if self.digest else (self.origin, self.object.key, self.object.version)
+
+
+def missing(resolutions: Iterable[Resolution], held: Mapping[Digest, int]) -> list[Missing]:
+    """What has to be fetched for all of them together, the largest first."""
+    wanted: dict[tuple[str, ...], Missing] = {}
+    for resolution in resolutions:
+        for file in resolution.files:
+            if file.digest is None or file.digest not in held:
+                item = Missing(resolution.origin, file.object, file.digest)
+                wanted.setdefault(item.key, item)
+    return sorted(wanted.values(), key=lambda item: (-item.object.size, item.object.key))
+
+
+# ---- room
+
+
+@dataclass(frozen=True, slots=True)
+class HeldSnapshot:
+    """A snapshot as collection sees it; `rooted` means a lease or pin holds it."""
+
+    revision: Revision
+    last_grant: int
+    blobs: frozenset[Digest]
+    rooted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """Everything that is held, in bytes. `wanted` are blobs that acquires under way count on."""
+
+    budget: int
+    held: int
+    free: int
+    blobs: Mapping[Digest, int]
+    snapshots: Sequence[HeldSnapshot]
+    wanted: frozenset[Digest] = frozenset()
+    abandoned: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Eviction:
+    """What goes, and the bytes that frees: interrupted ingests, whole snapshots, and the blobs nobody else holds."""
+
+    ingests: tuple[str, ...] = ()
+    snapshots: tuple[Revision, ...] = ()
+    blobs: tuple[Digest, ...] = ()
+    freed: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.ingests or self.snapshots or self.blobs)
+
+
+def make_room(shelf: Shelf, need: int, *, holders: Sequence[Mapping[str, Any]] = ()) -> Eviction:
+    """The least that must go so that `need` more bytes fit, oldest first; never what a root holds.
+
+    Nobody's bytes go first, then interrupted ingests, then the snapshots that were leased longest ago. Raises TooLarge
+    when it could never fit and InsufficientSpace, naming the holders, when it does not fit now.
+    """
+    if need > shelf.budget:
+        raise TooLarge(f"it needs {need:,} bytes and the budget is {shelf.budget:,}", need_bytes=need)
+    short = max(shelf.held + need - shelf.budget, need - shelf.free)
+    if short <= 0:
+        return Eviction()
+    claims = Counter(blob for snapshot in shelf.snapshots for blob in snapshot.blobs)
+    blobs = [blob for blob in shelf.blobs if blob not in claims and blob not in shelf.wanted]
+    freed = sum(shelf.blobs[blob] for blob in blobs)
+    ingests: list[str] = []
+    snapshots: list[Revision] = []
+    for ingest, size in shelf.abandoned.items():
+        if freed < short:
+            ingests.append(ingest)
+            freed += size
+    for snapshot in sorted((s for s in shelf.snapshots if not s.rooted), key=lambda s: s.last_grant):
+        if freed < short:
+            claims.subtract(snapshot.blobs)
+            loose = [b for b in snapshot.blobs if not claims[b] and b not in shelf.wanted and b in shelf.blobs]
+            snapshots.append(snapshot.revision)
+            blobs += loose
+            freed += sum(shelf.blobs[blob] for blob in loose)
+    if freed < short:
+        raise _no_room(shelf, need, short - freed, holders)
+    return Eviction(tuple(ingests), tuple(snapshots), tuple(blobs), freed)
+
+
+def _no_room(shelf: Shelf, need: int, lacking: int, holders: Sequence[Mapping[str, Any]]) -> InsufficientSpace:
+    named = "; ".join(
+        f"{holder['sources'] or holder['revision']} holds {holder['bytes']:,} bytes"
+        f" ({holder['leases']} leases{', pinned' if holder['pinned'] else ''})"
+        for holder in holders
+    )
+    return InsufficientSpace(
+        f"it needs {need:,} bytes; {lacking:,} are lacking of a budget of {shelf.budget:,}"
+        f" ({shelf.free:,} free on the disk): {named or 'downloads under way hold the rest'}",
+        need_bytes=need,
+        lacking_bytes=lacking,
+        budget_bytes=shelf.budget,
+        holders=[dict(holder) for holder in holders],
+    )
+
+
+def segments(size: int, segment_bytes: int, done: Iterable[tuple[int, int]] = ()) -> list[tuple[int, int]]:
+    """The ranges [start, stop) still to be read of a file, in order, none longer than `segment_bytes`."""
+    ranges, at = [], 0
+    for start, stop in [*sorted(done), (size, size)]:
+        while at < start:
+            ranges.append((at, min(at + segment_bytes, start)))
+            at = ranges[-1][1]
+        at = max(at, stop)
+    return ranges

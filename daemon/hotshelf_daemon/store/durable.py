@@ -1,0 +1,109 @@
+"""The few file operations on whose order everything rests: create, seal, rename without replacement, sync.
+
+Invariant: an fsync that failed is never tried again (the kernel may have dropped the dirty pages and would then report
+success): the caller throws the file away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+from collections.abc import Iterator
+
+from hotshelf_shared.errors import HotshelfError, InsufficientSpace
+
+READ_ONLY_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_RENAME_NOREPLACE = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextlib.contextmanager
+def disk_errors(doing: str) -> Iterator[None]:
+    """The disk's errors as ours, saying what was being done."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"{doing} failed: {os.strerror(error.errno) if error.errno else error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InsufficientSpace(reason, hint="Free room or inodes on the store's file system.") from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise HotshelfError(reason, hint="The store is not writable: check its mount and owner.") from error
+        raise HotshelfError(reason, hint="Look at the disk: `dmesg`, `hotshelf doctor`.") from error
+
+
+def create(folder: int, name: str, size: int) -> int:
+    """A new private file of `size` allocated bytes, open for reading and writing."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(name, flags, 0o600, dir_fd=folder)
+    try:
+        allocate(fd, size)
+    except BaseException:
+        os.close(fd)
+        os.unlink(name, dir_fd=folder)
+        raise
+    return fd
+
+
+def allocate(fd: int, size: int) -> None:
+    if not size:
+        return
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        os.ftruncate(fd, size)  # a file system without allocation: ENOSPC then shows while writing
+
+
+def seal(fd: int) -> None:
+    """Read-only for the group, on the disk, closed."""
+    try:
+        os.fchmod(fd, 0o440)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def rename_new(from_folder: int, name: str, to_folder: int, new_name: str) -> None:
+    """Atomic rename that never replaces: FileExistsError when `new_name` is there."""
+    result = _libc.renameat2(from_folder, os.fsencode(name), to_folder, os.fsencode(new_name), _RENAME_NOREPLACE)
+    if result == 0:
+        return
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL):  # a file system without the flag: the store's lock makes us its only writer
+        if exists(to_folder, new_name):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new_name)
+        os.rename(name, new_name, src_dir_fd=from_folder, dst_dir_fd=to_folder)
+        return
+    raise OSError(code, os.strerror(code), new_name)
+
+
+def exists(folder: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def open_folder(path: str, folder: int | None = None) -> int:
+    """A directory's descriptor; a symbolic link in its place is refused."""
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+
+
+def make_folder(folder: int, name: str) -> bool:
+    """Makes a directory and syncs its parent; False when it was there. The parent's set-group-id bit is inherited."""
+    try:
+        os.mkdir(name, 0o750, dir_fd=folder)
+    except FileExistsError:
+        return False
+    os.fsync(folder)
+    return True
+
+
+def pwrite_all(fd: int, data: memoryview, at: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, at)
+        data, at = data[written:], at + written

@@ -1,0 +1,161 @@
+"""Snapshots on disk, and the small records from which a lost index is rebuilt: manifests, refs and pins.
+
+Invariant: a snapshot appears under its name by one rename, complete, with every link pointing at a blob that was there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+from hotshelf_daemon.store import durable
+from hotshelf_daemon.store.layout import Layout
+from hotshelf_shared.digest import Digest, Revision
+from hotshelf_shared.errors import HotshelfError
+from hotshelf_shared.manifest import MAX_MANIFEST_BYTES, Manifest
+
+MAX_RECORD_BYTES = 4 << 20
+
+
+def path_of(revision: Revision) -> str:
+    """Relative to the store."""
+    return f"snapshots/{revision.hex}"
+
+
+def link_to(path: str, digest: Digest) -> str:
+    """The relative target of a snapshot's link: it holds on every mount of the whole store."""
+    return "../" * (path.count("/") + 2) + f"blobs/sha256/{digest.hex[:2]}/{digest.hex}"
+
+
+def lay_out(layout: Layout, tree: Manifest) -> None:
+    """Manifest record, then the directory of links: built unseen, synced bottom up, renamed in."""
+    with durable.disk_errors("laying out a snapshot"):
+        write_record(layout, "manifests", f"{tree.revision.hex}.json", tree.canonical())
+        if is_laid_out(layout, tree):
+            return
+        unseen = f"{secrets.token_hex(8)}.d"
+        os.mkdir(unseen, 0o750, dir_fd=layout["ingest"])
+        try:
+            _fill(layout, unseen, tree)
+            remove(layout, tree.revision)  # what lies there is incomplete, or not ours
+            durable.rename_new(layout["ingest"], unseen, layout["snapshots"], tree.revision.hex)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                layout.remove("ingest", unseen)
+            raise
+        os.fsync(layout["snapshots"])
+
+
+def _fill(layout: Layout, name: str, tree: Manifest) -> None:
+    root = durable.open_folder(name, layout["ingest"])
+    folders = {"": root}
+    try:
+        for path, entry in tree.items():
+            folder, _, file = path.rpartition("/")
+            os.symlink(link_to(path, entry.digest), file, dir_fd=_folder(folders, folder))
+        for path in sorted(folders, key=lambda p: p.count("/") + bool(p), reverse=True):
+            os.fsync(folders[path])
+    finally:
+        for fd in folders.values():
+            os.close(fd)
+
+
+def _folder(folders: dict[str, int], path: str) -> int:
+    if path not in folders:
+        above, _, name = path.rpartition("/")
+        parent = _folder(folders, above)
+        os.mkdir(name, 0o750, dir_fd=parent)
+        folders[path] = durable.open_folder(name, parent)
+    return folders[path]
+
+
+def is_laid_out(layout: Layout, tree: Manifest) -> bool:
+    """Whether the directory is there with every link as it should be."""
+    root = layout.path(path_of(tree.revision))
+    try:
+        return all(os.readlink(f"{root}/{path}") == link_to(path, entry.digest) for path, entry in tree.items())
+    except OSError:
+        return False
+
+
+def remove(layout: Layout, revision: Revision) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        layout.discard(layout["snapshots"], revision.hex)
+
+
+def forget(layout: Layout, revision: Revision) -> None:
+    """Removes a snapshot and its manifest record."""
+    with durable.disk_errors("removing a snapshot"):
+        remove(layout, revision)
+        drop_record(layout, "manifests", f"{revision.hex}.json")
+
+
+def names(layout: Layout) -> list[str]:
+    with os.scandir(layout["snapshots"]) as entries:
+        return sorted(entry.name for entry in entries)
+
+
+# ---- records
+
+
+def write_record(layout: Layout, folder: str, name: str, data: bytes) -> None:
+    """Atomic and durable; replaces."""
+    unseen = f"{secrets.token_hex(8)}.rec"
+    fd = durable.create(layout["ingest"], unseen, 0)
+    try:
+        durable.pwrite_all(fd, memoryview(data), 0)
+    except BaseException:
+        os.close(fd)
+        layout.remove("ingest", unseen)
+        raise
+    durable.seal(fd)
+    os.rename(unseen, name, src_dir_fd=layout["ingest"], dst_dir_fd=layout[folder])
+    os.fsync(layout[folder])
+
+
+def write_json(layout: Layout, folder: str, name: str, body: dict[str, Any]) -> None:
+    with durable.disk_errors(f"writing {folder}/"):
+        write_record(layout, folder, f"{name}.json", json.dumps(body, sort_keys=True).encode())
+
+
+def drop_record(layout: Layout, folder: str, name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=layout[folder])
+
+
+def records(layout: Layout, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The readable JSON records of refs/ or pins/ as (name, body); a broken one is passed over: it is only a hint."""
+    for name in _record_names(layout, folder):
+        data = _read(layout, folder, name, MAX_RECORD_BYTES)
+        with contextlib.suppress(ValueError):
+            if isinstance(body := json.loads(data), dict):
+                yield name.removesuffix(".json"), body
+
+
+def manifests(layout: Layout) -> Iterator[Manifest]:
+    """The manifests whose bytes match their names; any other is passed over."""
+    for name in _record_names(layout, "manifests"):
+        with contextlib.suppress(HotshelfError):
+            tree = Manifest.parse(_read(layout, "manifests", name, MAX_MANIFEST_BYTES + 1))
+            if f"{tree.revision.hex}.json" == name:
+                yield tree
+
+
+def _record_names(layout: Layout, folder: str) -> list[str]:
+    with os.scandir(layout[folder]) as entries:
+        return sorted(entry.name for entry in entries if entry.name.endswith(".json"))
+
+
+def _read(layout: Layout, folder: str, name: str, limit: int) -> bytes:
+    try:
+        fd = os.open(name, durable.READ_ONLY_FLAGS, dir_fd=layout[folder])
+    except OSError:
+        return b""
+    try:
+        return os.pread(fd, limit, 0)
+    finally:
+        os.close(fd)
