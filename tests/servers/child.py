@@ -17,7 +17,18 @@ class StartFailed(AssertionError):
 
 def clean_environment(**more: str) -> dict[str, str]:
     """This process's environment without anything that could configure hotshelf, an S3 client or a hub by accident."""
-    loud = ("AWS_", "B2_", "HF_", "HOTSHELF_", "B10FS_", "S3_BUCKET", "PIPELINE_STORE", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+    loud = (
+        "AWS_",
+        "B2_",
+        "HF_",
+        "HOTSHELF_",
+        "B10FS_",
+        "S3_BUCKET",
+        "PIPELINE_STORE",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+    )
     kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(loud)}
     return {**kept, "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull, "NO_PROXY": "*", **more}  # fmt: skip
@@ -26,7 +37,9 @@ def clean_environment(**more: str) -> dict[str, str]:
 class Child:
     """One process in a session of its own, so that killing it takes its children too. Its output goes to `log`."""
 
-    def __init__(self, argv: Sequence[str], *, log: pathlib.Path, env: Mapping[str, str], cwd: pathlib.Path | None = None) -> None:
+    def __init__(
+        self, argv: Sequence[str], *, log: pathlib.Path, env: Mapping[str, str], cwd: pathlib.Path | None = None
+    ) -> None:
         self.argv, self.log = list(argv), log
         with log.open("ab") as out:
             self.process = subprocess.Popen(

@@ -60,7 +60,10 @@ class Fault:
 
     def meets(self, exchange: Exchange) -> bool:
         return (
-            self.times != 0 and self.method in (None, exchange.method) and bool(exchange.key) and exchange.key.startswith(self.prefix)
+            self.times != 0
+            and self.method in (None, exchange.method)
+            and bool(exchange.key)
+            and exchange.key.startswith(self.prefix)
         )
 
 

@@ -14,7 +14,7 @@ class Moto(S3Origin):
     """`with Moto(folder) as origin:`. A `stop()` keeps the port; what was uploaded is forgotten."""
 
     access_key_id = "moto-tests"
-    secret_access_key = "any"  # noqa: S105
+    secret_access_key = "any"
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder

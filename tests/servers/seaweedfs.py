@@ -20,7 +20,7 @@ class SeaweedFS(S3Origin):
     """`with SeaweedFS(folder) as origin:`; `stop()` and `start()` keep port and data."""
 
     access_key_id = "shelf-tests"
-    secret_access_key = "not-a-secret-at-all"  # noqa: S105
+    secret_access_key = "not-a-secret-at-all"
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
@@ -63,4 +63,4 @@ class SeaweedFS(S3Origin):
             for role in ("master", "volume", "filer", "s3", "admin"):
                 for name in (f"seaweedfs-{role}-grpc-{number}.sock", f"seaweedfs-{role}-{number}.sock"):
                     with contextlib.suppress(OSError):
-                        os.unlink(f"/tmp/{name}")  # noqa: S108 weed puts them there, whatever it is told
+                        os.unlink(f"/tmp/{name}")
