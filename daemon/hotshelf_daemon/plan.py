@@ -42,7 +42,9 @@ class Resolution:
     def id(self) -> str:
         seen = hashlib.sha256(f"{self.origin}\n{self.kind}\n{self.policy}\n".encode())
         for file in self.files:
-            seen.update(f"{file.path}\0{file.object.key}\0{file.object.version}\0{file.object.size}\0{file.digest}\n".encode())
+            # A digest that was learnt rather than published says nothing new: the object's version stands for it.
+            promised = file.digest if self.published else ""
+            seen.update(f"{file.path}\0{file.object.key}\0{file.object.version}\0{file.object.size}\0{promised}\n".encode())
         for skip in self.skipped:
             seen.update(f"{skip.path}\0{skip.reason}\n".encode())
         return seen.hexdigest()
@@ -91,7 +93,7 @@ class HeldSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class Shelf:
+class Holdings:
     """Everything that is held, in bytes. `wanted` are blobs that acquires under way count on."""
 
     budget: int
@@ -116,7 +118,7 @@ class Eviction:
         return bool(self.ingests or self.snapshots or self.blobs)
 
 
-def make_room(shelf: Shelf, need: int, *, holders: Sequence[Mapping[str, Any]] = ()) -> Eviction:
+def make_room(shelf: Holdings, need: int, *, holders: Sequence[Mapping[str, Any]] = ()) -> Eviction:
     """The least that must go so that `need` more bytes fit, oldest first; never what a root holds.
 
     Nobody's bytes go first, then interrupted ingests, then the snapshots that were leased longest ago. Raises TooLarge
@@ -148,7 +150,7 @@ def make_room(shelf: Shelf, need: int, *, holders: Sequence[Mapping[str, Any]] =
     return Eviction(tuple(ingests), tuple(snapshots), tuple(blobs), freed)
 
 
-def _no_room(shelf: Shelf, need: int, lacking: int, holders: Sequence[Mapping[str, Any]]) -> InsufficientSpace:
+def _no_room(shelf: Holdings, need: int, lacking: int, holders: Sequence[Mapping[str, Any]]) -> InsufficientSpace:
     named = "; ".join(
         f"{holder['sources'] or holder['revision']} holds {holder['bytes']:,} bytes"
         f" ({holder['leases']} leases{', pinned' if holder['pinned'] else ''})"

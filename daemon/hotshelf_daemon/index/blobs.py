@@ -36,13 +36,19 @@ def everything(db: sqlite3.Connection) -> dict[Digest, int]:
     return {Digest(digest): int(size) for digest, size in db.execute("SELECT digest, size FROM blobs WHERE deleting = 0")}
 
 
-def add(db: sqlite3.Connection, blobs: Mapping[Digest, int]) -> None:
+def add(db: sqlite3.Connection, blobs: Mapping[Digest, int], unsafe: Mapping[Digest, str | None] = {}) -> None:
+    """`unsafe` says why a blob was let in only by an operator's leave: no other wish may see it."""
     now = time.time()
     db.executemany(
-        "INSERT INTO blobs (digest, size, committed_at, verified_at) VALUES (?, ?, ?, ?)"
+        "INSERT INTO blobs (digest, size, committed_at, verified_at, unsafe) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT (digest) DO UPDATE SET deleting = 0, verified_at = excluded.verified_at",
-        [(digest, size, now, now) for digest, size in blobs.items()],
+        [(digest, size, now, now, unsafe.get(digest)) for digest, size in blobs.items()],
     )
+
+
+def unsafe(db: sqlite3.Connection) -> dict[Digest, str]:
+    """The held blobs that execute, and why they are thought to: few or none."""
+    return {Digest(digest): why for digest, why in db.execute("SELECT digest, unsafe FROM blobs WHERE unsafe IS NOT NULL")}
 
 
 def mark_deleting(db: sqlite3.Connection, digests: Iterable[Digest]) -> None:

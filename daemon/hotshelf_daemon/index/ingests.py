@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 import time
 from collections.abc import Iterable
@@ -31,6 +32,11 @@ class SegmentRow:
     crc: int
 
 
+def new_row(origin: str, key: str, version: str, *, size: int, expected: Digest | None) -> IngestRow:
+    """A reservation under a random name, which is also its file's name."""
+    return IngestRow(secrets.token_hex(16), origin, key, version, size, expected)
+
+
 _COLUMNS = "id, origin, key, version, size, expected, state"
 
 
@@ -40,9 +46,10 @@ def _row(values: Iterable[object]) -> IngestRow:
     return IngestRow(str(id_), str(origin), str(key), str(version), int(str(size)), digest, IngestState(str(state)))
 
 
-def find(db: sqlite3.Connection, origin: str, key: str, version: str) -> IngestRow | None:
-    query = f"SELECT {_COLUMNS} FROM ingests WHERE origin = ? AND key = ? AND version = ?"
-    found = db.execute(query, (origin, key, version)).fetchone()
+def find(db: sqlite3.Connection, origin: str, key: str, version: str, expected: Digest | None) -> IngestRow | None:
+    """The ingest of this object, or of another object that is promised to have the same content."""
+    query = f"SELECT {_COLUMNS} FROM ingests WHERE (origin = ? AND key = ? AND version = ?) OR expected = ? LIMIT 1"
+    found = db.execute(query, (origin, key, version, expected)).fetchone()
     return _row(found) if found else None
 
 

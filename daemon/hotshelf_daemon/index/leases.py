@@ -29,10 +29,11 @@ class LeaseRow:
 
 @dataclass(frozen=True, slots=True)
 class PinRow:
-    """`kind` is ``revision`` (holds just that) or ``wish`` (follows the ref of that wish)."""
+    """`kind` is ``revision`` (holds just that), ``name`` (follows the ref of `wish`) or ``configured`` (as name)."""
 
     target: str
     kind: str
+    wish: str | None
     uid: int
     created_at: float
 
@@ -52,6 +53,11 @@ def open_(db: sqlite3.Connection, row: LeaseRow) -> int:
         (row.id, row.uid, row.pid, row.client, row.source, row.resolution, row.revision, row.ttl_s, now, now),
     )
     return int(cursor.lastrowid or 0)
+
+
+def bind(db: sqlite3.Connection, resolution: str, revision: Revision) -> None:
+    """Whoever waits for this resolution holds its revision from now on."""
+    db.execute("UPDATE leases SET revision = ?, resolution = NULL WHERE resolution = ?", (revision, resolution))
 
 
 def close(db: sqlite3.Connection, ids: Iterable[str]) -> None:
@@ -94,7 +100,7 @@ def holders(db: sqlite3.Connection, limit: int = 10) -> list[dict[str, Any]]:
 
 
 def pin(db: sqlite3.Connection, row: PinRow) -> None:
-    db.execute("INSERT OR REPLACE INTO pins (target, kind, uid, created_at) VALUES (?, ?, ?, ?)", _values(row))
+    db.execute("INSERT OR REPLACE INTO pins (target, kind, wish, uid, created_at) VALUES (?, ?, ?, ?, ?)", _values(row))
 
 
 def unpin(db: sqlite3.Connection, target: str) -> bool:
@@ -102,8 +108,8 @@ def unpin(db: sqlite3.Connection, target: str) -> bool:
 
 
 def pins(db: sqlite3.Connection) -> list[PinRow]:
-    return [PinRow(*row) for row in map(tuple, db.execute("SELECT target, kind, uid, created_at FROM pins"))]
+    return [PinRow(*row) for row in map(tuple, db.execute("SELECT target, kind, wish, uid, created_at FROM pins"))]
 
 
 def _values(row: PinRow) -> Sequence[object]:
-    return row.target, row.kind, row.uid, row.created_at
+    return row.target, row.kind, row.wish, row.uid, row.created_at

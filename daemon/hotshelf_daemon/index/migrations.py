@@ -28,7 +28,7 @@ def m002_create_the_views(db: Database) -> None:
 _TABLES = """
 CREATE TABLE blobs (
     digest TEXT PRIMARY KEY, size INTEGER NOT NULL, committed_at REAL NOT NULL, verified_at REAL NOT NULL,
-    deleting INTEGER NOT NULL DEFAULT 0
+    deleting INTEGER NOT NULL DEFAULT 0, unsafe TEXT
 ) WITHOUT ROWID;
 
 CREATE TABLE snapshots (
@@ -90,7 +90,7 @@ CREATE TABLE leases (
 CREATE INDEX leases_by_revision ON leases (revision);
 
 CREATE TABLE pins (
-    target TEXT PRIMARY KEY, kind TEXT NOT NULL, uid INTEGER NOT NULL, created_at REAL NOT NULL
+    target TEXT PRIMARY KEY, kind TEXT NOT NULL, wish TEXT, uid INTEGER NOT NULL, created_at REAL NOT NULL
 ) WITHOUT ROWID;
 
 CREATE TABLE requests (
@@ -125,7 +125,7 @@ _VIEWS = {
     "v_pins": """
         SELECT p.target, p.kind, p.uid, datetime(p.created_at, 'unixepoch') AS created_at,
                CASE p.kind WHEN 'revision' THEN p.target
-                    ELSE (SELECT r.revision FROM refs r WHERE r.wish = p.target OR r.source = p.target LIMIT 1) END AS revision
+                    ELSE (SELECT r.revision FROM refs r WHERE r.wish = p.wish) END AS revision
         FROM pins p""",
     "v_refs": """
         SELECT wish, source, allow_patterns, ignore_patterns, revision, previous, kind,

@@ -1,0 +1,83 @@
+"""Verified ingests become blobs, a batch at a time: whoever is ready while a batch is being synced goes with the next.
+
+The order is the guarantee: sealed files are renamed, their directories synced, then one durable transaction, and only
+then does anybody hear of it. A batch of many small files costs one round of syncs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from hotshelf_daemon.index import blobs, ingests, snapshots
+from hotshelf_daemon.index.ingests import IngestRow
+from hotshelf_daemon.shelf import Shelf
+from hotshelf_daemon.states import IngestEvent
+from hotshelf_daemon.store import blobs as files
+from hotshelf_shared.digest import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A sealed ingest whose bytes are right. `unsafe` is why it needs leave to be used, `wanted_by` whose it is."""
+
+    row: IngestRow
+    digest: Digest
+    unsafe: str | None
+    wanted_by: set[str]
+
+
+class Committer:
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+        self._waiting: list[tuple[Verified, asyncio.Future[None]]] = []
+        self._running: asyncio.Task[None] | None = None
+
+    async def commit(self, item: Verified) -> None:
+        """Returns when the blob would survive a power cut. A caller who is cancelled does not take the batch along."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, done))
+        if self._running is None:
+            self._running = asyncio.create_task(self._run())
+        await done
+
+    async def drain(self) -> None:
+        if self._running is not None:
+            await self._running
+
+    async def _run(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            failure: Exception | None = None
+            try:
+                async with self._shelf.hand:
+                    await self._carry_out([item for item, _ in batch])
+            except Exception as error:
+                failure = error
+            for _, done in batch:
+                if done.done():
+                    continue
+                if failure is None:
+                    done.set_result(None)
+                else:
+                    done.set_exception(failure)
+        self._running = None
+
+    async def _carry_out(self, items: list[Verified]) -> None:
+        index, layout = self._shelf.index, self._shelf.layout
+        held = index.read(lambda db: blobs.sizes(db, [item.digest for item in items]))
+        await asyncio.to_thread(files.publish, layout, {item.row.id: item.digest for item in items}, known=held)
+        await index.write(lambda db: _record(db, items), durable=True)
+
+
+def _record(db: sqlite3.Connection, items: Iterable[Verified]) -> None:
+    items = list(items)
+    blobs.add(db, {i.digest: i.row.size for i in items}, {i.digest: i.unsafe for i in items})
+    blobs.learn(db, (blobs.Learnt(i.row.origin, i.row.key, i.row.version, i.row.size, i.digest, i.unsafe) for i in items))
+    for item in items:
+        ingests.advance(db, item.row.id, IngestEvent.COMMIT)
+        for resolution in item.wanted_by:
+            snapshots.want(db, resolution, [item.digest])
+    ingests.close(db, [item.row.id for item in items])

@@ -1,0 +1,270 @@
+"""One content onto the shelf: reserved → fetched in segments → verified → committed; resumed where a crash left it.
+
+Single flight per content, however many resolutions want it. A failure leaves nothing visible: either the ingest waits in
+`ingest/` with its journal to be resumed, or it is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from hotshelf_daemon import plan
+from hotshelf_daemon.flights import Flights
+from hotshelf_daemon.index import blobs, ingests
+from hotshelf_daemon.index.ingests import IngestRow, SegmentRow
+from hotshelf_daemon.ingest import segment
+from hotshelf_daemon.ingest.commit import Committer, Verified
+from hotshelf_daemon.ingest.frontier import Frontier
+from hotshelf_daemon.ingest.segment import Job, Meter
+from hotshelf_daemon.ingest.slots import Slots
+from hotshelf_daemon.origin import Changed, Origin
+from hotshelf_daemon.plan import Missing
+from hotshelf_daemon.policy import reason_by_bytes
+from hotshelf_daemon.shelf import Shelf
+from hotshelf_daemon.states import IngestEvent
+from hotshelf_daemon.store import blobs as files
+from hotshelf_daemon.store import durable
+from hotshelf_shared.digest import Digest
+from hotshelf_shared.errors import IntegrityError
+
+T = TypeVar("T")
+FILES_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What a fetched object is. `unsafe` says why it executes; only with leave to are its bytes `kept` all the same."""
+
+    digest: Digest
+    size: int
+    unsafe: str | None = None
+    kept: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A content that one resolution wants, and on whose terms."""
+
+    missing: Missing
+    origin: Origin
+    resolution: str
+    allow_pickle: bool
+    prefetch: bool = False
+
+
+@dataclass(slots=True)
+class _Active:
+    meter: Meter
+    wanted_by: set[str] = field(default_factory=set)
+    ingest: str = ""
+    allow_pickle: bool = False
+
+
+class Ingests:
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+        self._fetch = shelf.settings.fetch
+        self._committer = Committer(shelf)
+        self._flights: Flights[Brought] = Flights()
+        self._active: dict[tuple[str, ...], _Active] = {}
+        self._slots = Slots(self._fetch.connections)
+        self._files = Slots(FILES_AT_ONCE)
+        self._threads = ThreadPoolExecutor(self._fetch.connections, thread_name_prefix="fetch")
+
+    def meter(self, item: Missing) -> Meter:
+        """How far this content is; its own when nobody fetches it yet."""
+        active = self._active.get(item.key)
+        return active.meter if active else Meter(item.object.size)
+
+    async def drain(self) -> None:
+        """Waits for commits under way; nothing new is begun by then."""
+        await self._committer.drain()
+
+    def active(self) -> set[str]:
+        """The ids of ingests that somebody is carrying out."""
+        return {active.ingest for active in self._active.values() if active.ingest}
+
+    async def bring(self, order: Order, meter: Meter) -> Brought:
+        """The content on the shelf, by this call or by one already under way.
+
+        Raises IntegrityError (bytes are not what was promised), Changed, OriginUnavailable, InsufficientSpace.
+        """
+        key = order.missing.key
+        while True:
+            active = self._active.setdefault(key, _Active(meter))
+            active.wanted_by.add(order.resolution)
+            active.allow_pickle = active.allow_pickle or order.allow_pickle
+            try:
+                brought = await self._flights.join(key, lambda: self._bring(order, active))  # noqa: B023
+            except BaseException:
+                active.wanted_by.discard(order.resolution)
+                raise
+            finally:
+                if key not in self._flights and self._active.get(key) is active:
+                    del self._active[key]
+            if brought.kept or not order.allow_pickle:
+                return brought  # else it was thrown away before our leave to keep it had arrived: once more
+
+    async def _bring(self, order: Order, active: _Active) -> Brought:
+        async with self._files.take(prefetch=order.prefetch):
+            self._shelf.metrics.ingest_active.inc()
+            try:
+                try:
+                    return await self._attempt(order, active)
+                except IntegrityError as error:
+                    if isinstance(error, Changed) or order.missing.digest is None:
+                        raise
+                    # Wrong bytes against a published digest: a proxy's hiccup is cured by asking once more.
+                    self._shelf.metrics.verify_failures.labels("digest").inc()
+                    active.meter.parts.clear()
+                    return await self._attempt(order, active)
+            finally:
+                self._shelf.metrics.ingest_active.dec()
+
+    async def _attempt(self, order: Order, active: _Active) -> Brought:
+        item = order.missing
+        row = await self._shelf.index.write(lambda db: _begin(db, item))
+        active.ingest = row.id
+        try:
+            fd, digest, unsafe = await self._download(order, active, row)
+        except BaseException as error:
+            await asyncio.shield(asyncio.create_task(self._interrupt(row, drop=isinstance(error, IntegrityError))))
+            raise
+        if item.digest is not None and digest != item.digest:
+            os.close(fd)
+            await self._reject(row)
+            raise IntegrityError(
+                f"{item.object.key} has the digest {digest}, its manifest promises {item.digest}",
+                key=item.object.key,
+                promised=item.digest,
+                found=digest,
+            )
+        if unsafe and not active.allow_pickle:
+            os.close(fd)
+            await self._reject(row, blobs.Learnt(row.origin, row.key, row.version, row.size, digest, unsafe))
+            return Brought(digest, row.size, unsafe, kept=False)
+        await self._seal(row, fd)
+        await self._committer.commit(Verified(row, digest, unsafe, active.wanted_by))
+        return Brought(digest, row.size, unsafe)
+
+    async def _download(self, order: Order, active: _Active, row: IngestRow) -> tuple[int, Digest, str | None]:
+        """All bytes in the ingest's file: its descriptor, what they are, and why they would execute."""
+        resume = row.size > self._fetch.segment_bytes
+        fd, resumed = await asyncio.to_thread(files.open_ingest, self._shelf.layout, row.id, row.size, resume=resume)
+        job = Job(order.origin, order.missing.object, fd, Frontier(fd, row.size), active.meter, self._fetch.attempts)
+        try:
+            done = await self._trusted(job, row) if resumed else []
+            await self._fetch_all(job, row, done, prefetch=order.prefetch)
+            digest = await self._in_thread(job, job.frontier.digest)
+            unsafe = await self._in_thread(job, lambda: reason_by_bytes(fd, row.size))
+            await self._shelf.index.write(lambda db: ingests.advance(db, row.id, IngestEvent.VERIFY))
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd, digest, unsafe
+
+    async def _seal(self, row: IngestRow, fd: int) -> None:
+        def seal() -> None:
+            with durable.disk_errors("syncing a download"):
+                durable.seal(fd)
+
+        try:
+            await asyncio.shield(asyncio.create_task(asyncio.to_thread(seal)))
+        except Exception:
+            await self._interrupt(row, drop=True)  # after a failed sync nothing in the file can be trusted
+            raise
+
+    async def _fetch_all(self, job: Job, row: IngestRow, done: list[SegmentRow], *, prefetch: bool) -> None:
+        # Without an ETag or a promised digest nothing ties two ranges to one version: one stream.
+        loose = not job.object.version and row.expected is None
+        ranges = plan.segments(
+            row.size, row.size or 1 if loose else self._fetch.segment_bytes, [(s.start, s.stop) for s in done]
+        )
+        journalled = row.size > self._fetch.segment_bytes and not loose
+
+        async def one(start: int, stop: int) -> None:
+            async with self._slots.take(prefetch=prefetch):
+                crc = await self._in_thread(job, lambda: segment.fetch(job, start, stop))
+            if journalled:
+                await self._shelf.index.write(lambda db: ingests.journal(db, row.id, SegmentRow(start, stop, crc)))
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for start, stop in ranges:
+                    group.create_task(one(start, stop))
+        except BaseExceptionGroup as failures:
+            raise _first_cause(failures) from failures
+
+    async def _trusted(self, job: Job, row: IngestRow) -> list[SegmentRow]:
+        """The journalled segments that the file really holds: a power cut can take bytes that the journal has."""
+        rows = self._shelf.index.read(lambda db: ingests.journalled(db, row.id))
+
+        def check() -> list[SegmentRow]:
+            kept = []
+            for found in rows:
+                if not job.stop.is_set() and segment.checksum(job.fd, found.start, found.stop) == found.crc:
+                    job.frontier.arrived(found.start, found.stop)
+                    kept.append(found)
+            return kept
+
+        kept = await self._in_thread(job, check)
+        job.meter.kept = sum(found.stop - found.start for found in kept)
+        return kept
+
+    async def _interrupt(self, row: IngestRow, *, drop: bool) -> None:
+        """Stopped half-way: what arrived waits to be resumed, unless it cannot be trusted."""
+        if drop:
+            await asyncio.to_thread(files.drop_ingest, self._shelf.layout, row.id)
+        await self._shelf.index.write(lambda db: _interrupt(db, row.id, drop=drop))
+
+    async def _reject(self, row: IngestRow, fact: blobs.Learnt | None = None) -> None:
+        await asyncio.to_thread(files.drop_ingest, self._shelf.layout, row.id)
+
+        def change(db: Any) -> None:
+            ingests.advance(db, row.id, IngestEvent.REJECT)
+            ingests.close(db, [row.id])
+            if fact is not None:
+                blobs.learn(db, [fact])
+
+        await self._shelf.index.write(change)
+
+    async def _in_thread(self, job: Job, work: Callable[[], T]) -> T:
+        """On a fetch thread; when cancelled, tells the thread and waits for it: its file must not be closed under it."""
+        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            job.stop.set()
+            await asyncio.wait([future])
+            raise
+
+
+def _begin(db: Any, item: Missing) -> IngestRow:
+    """The reserved row of this object, from now on fetching."""
+    row = ingests.find(db, item.origin, item.object.key, item.object.version, item.digest)
+    if row is None:
+        row = ingests.new_row(item.origin, item.object.key, item.object.version, size=item.object.size, expected=item.digest)
+        ingests.reserve(db, [row])
+    ingests.advance(db, row.id, IngestEvent.FETCH)
+    return row
+
+
+def _interrupt(db: Any, id_: str, *, drop: bool) -> None:
+    ingests.advance(db, id_, IngestEvent.INTERRUPT)
+    if drop:
+        ingests.forget_journal(db, id_)
+
+
+def _first_cause(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first real failure of a group: what its siblings died of is only its consequence."""
+    for error in failures.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            return _first_cause(error)
+        if not isinstance(error, segment.Stopped | asyncio.CancelledError):
+            return error
+    return failures.exceptions[0]

@@ -1,0 +1,82 @@
+"""sha256 of a file that arrives in segments: hashed in order, behind the contiguous frontier, while it arrives.
+
+The thread that writes at the frontier hashes from its buffer; what arrived out of order is read back from the page
+cache by whoever closes the gap. Invariant: at most one thread owns the hash at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+
+from hotshelf_shared.digest import Digest
+
+READ_BYTES = 1 << 20
+
+
+class Frontier:
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd = fd
+        self._size = size
+        self._hash = hashlib.sha256()
+        self._at = 0
+        self._arrived: dict[int, int] = {}
+        self._owned = False
+        self._lock = threading.Lock()
+
+    def own(self, start: int) -> bool:
+        """Takes the hash for bytes from `start` on, if they are the next ones and nobody has it."""
+        with self._lock:
+            if self._owned or self._at != start:
+                return False
+            self._owned = True
+            return True
+
+    def feed(self, data: memoryview) -> None:
+        """The owner's next bytes."""
+        self._hash.update(data)
+        self._at += len(data)
+
+    def disown(self) -> None:
+        with self._lock:
+            self._owned = False
+
+    def arrived(self, start: int, stop: int) -> None:
+        """[start, stop) is in the file: hashes whatever is contiguous by now, unless another thread is at it."""
+        with self._lock:
+            self._arrived[start] = stop
+            if self._owned:
+                return
+            self._owned = True
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        buffer = memoryview(bytearray(READ_BYTES))
+        while True:
+            with self._lock:
+                stop = self._reach()
+                if stop == self._at:
+                    self._owned = False
+                    return
+            while self._at < stop:
+                taken = os.preadv(self._fd, [buffer[: stop - self._at]], self._at)
+                if not taken:
+                    raise OSError(f"the file ends at {self._at}, before {stop}")
+                self.feed(buffer[:taken])
+
+    def _reach(self) -> int:
+        """How far the contiguous bytes go; forgets what lies behind. Under the lock."""
+        reach = self._at
+        for start in sorted(self._arrived):
+            if start > reach:
+                break
+            reach = max(reach, self._arrived.pop(start))
+        return reach
+
+    def digest(self) -> Digest:
+        """Of the whole file. Call it when every segment has arrived."""
+        self._catch_up()
+        if self._at != self._size:
+            raise AssertionError(f"hashed {self._at} of {self._size} bytes")
+        return Digest.from_hex(self._hash.hexdigest())

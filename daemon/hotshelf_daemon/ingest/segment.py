@@ -1,0 +1,111 @@
+"""One segment of one ingest, on a thread: ranged GET → buffer → checksum, hash, pwrite; taken up again where it broke.
+
+No allocation per chunk: every thread keeps one buffer for good.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from awscrt.checksums import crc64nvme
+
+from hotshelf_daemon.ingest.frontier import Frontier
+from hotshelf_daemon.origin import Origin, OriginObject, delay_s
+from hotshelf_daemon.store.durable import disk_errors, pwrite_all
+from hotshelf_shared.errors import OriginUnavailable
+
+BUFFER_BYTES = 1 << 20
+_thread = threading.local()
+
+
+class Stopped(Exception):
+    """The ingest was given up while this segment was under way."""
+
+
+@dataclass(slots=True)
+class Meter:
+    """Bytes of one content that have arrived, for progress. Written by many threads, each its own entry."""
+
+    size: int
+    parts: dict[int, int] = field(default_factory=dict)
+    kept: int = 0
+
+    @property
+    def done(self) -> int:
+        return min(self.size, self.kept + sum(self.parts.copy().values()))
+
+
+@dataclass(slots=True)
+class Job:
+    """What all segments of an ingest share."""
+
+    origin: Origin
+    object: OriginObject
+    fd: int
+    frontier: Frontier
+    meter: Meter
+    attempts: int
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+def fetch(job: Job, start: int, stop: int) -> int:
+    """Brings [start, stop) into the file; its CRC-64/NVME. Retries what may pass, resuming at the byte it broke."""
+    at, crc, attempt = start, 0, 0
+    buffer = _buffer()
+    owns = job.frontier.own(start)
+    try:
+        while at < stop:
+            began = at
+            try:
+                with job.origin.open(job.object, at, stop) as body:
+                    while at < stop:
+                        chunk = buffer[: _next_chunk(job, body.readinto, buffer, stop - at)]
+                        with disk_errors("writing a download"):
+                            pwrite_all(job.fd, chunk, at)
+                        crc = crc64nvme(chunk, crc)
+                        if owns:
+                            job.frontier.feed(chunk)
+                        at += len(chunk)
+                        job.meter.parts[start] = at - start
+            except OriginUnavailable as error:
+                attempt = attempt + 1 if at == began else 1
+                if not error.retryable or attempt >= job.attempts:
+                    raise
+                if job.stop.wait(delay_s(attempt, asked=error.retry_after_s)):
+                    raise Stopped from error
+    finally:
+        if owns:
+            job.frontier.disown()
+    job.frontier.arrived(start, stop)
+    return crc
+
+
+def _next_chunk(job: Job, readinto: Callable[[memoryview], int], buffer: memoryview, left: int) -> int:
+    if job.stop.is_set():
+        raise Stopped
+    taken = readinto(buffer[: min(len(buffer), left)])
+    if not taken:
+        raise OriginUnavailable(f"{job.object.key} ended {left:,} bytes early")
+    return taken
+
+
+def checksum(fd: int, start: int, stop: int) -> int:
+    """The CRC-64/NVME of what the file holds there now."""
+    buffer, at, crc = _buffer(), start, 0
+    while at < stop:
+        taken = os.preadv(fd, [buffer[: min(len(buffer), stop - at)]], at)
+        if not taken:
+            return -1
+        crc = crc64nvme(buffer[:taken], crc)
+        at += taken
+    return crc
+
+
+def _buffer() -> memoryview:
+    if not hasattr(_thread, "buffer"):
+        _thread.buffer = memoryview(bytearray(BUFFER_BYTES))
+    kept: memoryview = _thread.buffer
+    return kept

@@ -1,0 +1,63 @@
+"""Counts requests and bytes at an origin: a decorator of the port."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from hotshelf_daemon.metrics import Metrics
+from hotshelf_daemon.origin.port import Body, Origin, OriginObject
+from hotshelf_shared.errors import HotshelfError
+
+T = TypeVar("T")
+
+
+class _CountedBody:
+    def __init__(self, body: Body, count: Callable[[float], None]) -> None:
+        self._body, self._count = body, count
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        taken = self._body.readinto(buffer)
+        self._count(taken)
+        return taken
+
+
+class Counting:
+    def __init__(self, origin: Origin, metrics: Metrics) -> None:
+        self._origin = origin
+        self._results = metrics.origin_requests
+        self._bytes = metrics.origin_bytes.labels(origin.label)
+        self.name = origin.name
+        self.label = origin.label
+
+    def head(self, key: str) -> OriginObject | None:
+        return self._counted(lambda: self._origin.head(key))
+
+    def list(self, folder: str) -> Iterator[OriginObject]:
+        return iter(self._counted(lambda: [*self._origin.list(folder)]))
+
+    def read(self, key: str, limit: int) -> bytes | None:
+        return self._counted(lambda: self._origin.read(key, limit))
+
+    @contextmanager
+    def open(self, obj: OriginObject, start: int, stop: int) -> Iterator[Body]:
+        result = "ok"
+        try:
+            with self._origin.open(obj, start, stop) as body:
+                yield _CountedBody(body, self._bytes.inc)
+        except HotshelfError as error:
+            result = error.code
+            raise
+        finally:
+            self._results.labels(self.label, result).inc()
+
+    def _counted(self, ask: Callable[[], T]) -> T:
+        result = "ok"
+        try:
+            return ask()
+        except HotshelfError as error:
+            result = error.code
+            raise
+        finally:
+            self._results.labels(self.label, result).inc()
