@@ -143,7 +143,7 @@ class LeaseAnswer:
                 expires_s=float(body["expires_s"]),
                 store=str(body.get("store", "")),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, InvalidRequest) as error:
             raise HotshelfError(
                 f"the daemon's answer is not a lease ({error!r})",
                 hint="Client and daemon are of different versions: upgrade the older one.",
@@ -222,9 +222,9 @@ def _seconds(body: Mapping[str, Any], name: str, default: float) -> float:
     value = body.get(name)
     if value is None:
         return default
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
         raise InvalidRequest(f"{name} is a number of seconds above 0")
-    return min(float(value), MAX_TIMEOUT_S)
+    return float(min(value, MAX_TIMEOUT_S))
 
 
 def _client(value: object) -> str | None:
