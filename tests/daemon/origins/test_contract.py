@@ -66,7 +66,7 @@ def test_the_version_stays_while_the_object_does_and_changes_with_it(world: Worl
 
 
 def test_a_listing_has_every_object_below_the_folder_and_no_other(world: World) -> None:
-    world.put({key: b"x" for key in ("m/m1/a", "m/m1/b/c/d", "m/m10/a", "m/m1.txt", "m/m", "other")})
+    world.put(dict.fromkeys(("m/m1/a", "m/m1/b/c/d", "m/m10/a", "m/m1.txt", "m/m", "other"), b"x"))
     assert world.listed("m/m1") == ["m/m1/a", "m/m1/b/c/d"]
     assert world.listed("m") == ["m/m", "m/m1.txt", "m/m1/a", "m/m1/b/c/d", "m/m10/a"]
 

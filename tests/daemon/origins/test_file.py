@@ -115,5 +115,6 @@ def test_a_folder_that_the_daemon_may_not_read_is_denied_and_never_left_out(open
         "except AccessDenied:\n"
         "    print('denied')\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(open_folder)], capture_output=True, text=True, timeout=30)
+    argv = [sys.executable, "-c", script, str(open_folder)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True)
     assert (done.stdout.strip(), done.stderr) == ("denied", "")

@@ -36,10 +36,11 @@ def stored(seaweedfs: SeaweedFS, origin: s3.S3Origin, bucket: str, prefix: str) 
 
 
 def read(origin: s3.S3Origin, obj: OriginObject, start: int = 100, stop: int = 200) -> bytes:
-    buffer = bytearray(stop - start)
+    buffer, data = memoryview(bytearray(stop - start)), b""
     with origin.open(obj, start, stop) as body:
-        taken = body.readinto(memoryview(buffer))
-    return bytes(buffer[:taken])
+        while taken := body.readinto(buffer):
+            data += buffer[:taken]
+    return data
 
 
 # ---- who may
@@ -167,11 +168,8 @@ def test_a_connection_that_breaks_half_way_is_unavailable(
     origin: s3.S3Origin, stored: OriginObject, recorder: Recorder
 ) -> None:
     recorder.cut(after_bytes=50)
-    with pytest.raises(OriginUnavailable), origin.open(stored, 0, 10_000) as body:
-        buffer = memoryview(bytearray(10_000))
-        while body.readinto(buffer):
-            pass
-        raise OriginUnavailable  # a close without an error is seen by the byte count, one layer up
+    with pytest.raises(OriginUnavailable):
+        read(origin, stored, 0, 10_000)
 
 
 def test_an_error_in_the_service_s_own_words_becomes_ours(

@@ -116,7 +116,9 @@ class FileWorld(World):
 class S3World(World):
     """`public` makes what is put readable for those who do not sign; moto asks for that."""
 
-    def __init__(self, server: Server, bucket: str, stack: contextlib.ExitStack, *, public: bool = False, **origin: Any) -> None:
+    def __init__(
+        self, server: Server, bucket: str, stack: contextlib.ExitStack, *, public: bool = False, **origin: Any
+    ) -> None:
         self.server, self.bucket = server, bucket
         self.client = stack.enter_context(server.client())
         self.origin = s3_origin(server, bucket, **origin)
