@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from hotshelf_daemon.config import Settings
@@ -81,7 +82,7 @@ def publish(
         todo += [(f"{folder}{file.path}", file, digest) for file, digest in zip(files, digests, strict=True)]
     gauge = _Gauge(sum(file.size for _, file, _ in todo), len(todo), source, on_progress)
     with ThreadPoolExecutor(UPLOADS_AT_ONCE) as threads:
-        sent = list(threads.map(lambda item: _send(target, *item, gauge), todo))
+        sent = list(threads.map(partial(_send, target, gauge), todo))
     canonical, revision = manifest.canonical(), manifest.revision
     _again(lambda: target.put(f"{folder}manifests/{revision.hex}.json", canonical, cache_control=IMMUTABLE))
     pointer = {"version": 1, "revision": revision, "manifest": f"manifests/{revision.hex}.json", "files": len(files)}
@@ -127,8 +128,9 @@ def _hash(file: _Local) -> Digest:
         os.close(fd)
 
 
-def _send(target: Upload, key: str, file: _Local, digest: Digest, gauge: _Gauge) -> int | None:
+def _send(target: Upload, gauge: _Gauge, item: tuple[str, _Local, Digest]) -> int | None:
     """Uploads one file unless it is there; the bytes sent, or None. A file that changed since it was hashed is refused."""
+    key, file, digest = item
     there = _again(lambda: target.digest_at(key, file.size))
     if there == digest:
         gauge.done(file.size)
