@@ -7,7 +7,6 @@ the index before the first byte comes, and are taken back if it fails.
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -90,11 +89,7 @@ class Desk:
     def _held(self, wants: Iterable[Want]) -> list[RefRow | None]:
         """The ref of each want whose snapshot is ready, else None."""
 
-        def look(db: sqlite3.Connection) -> list[RefRow | None]:
-            refs = [snapshots.ref(db, want.key) for want in wants]
-            return [ref if ref is not None and snapshots.is_ready(db, ref.revision) else None for ref in refs]
-
-        return self._shelf.index.read(look)
+        return self._shelf.index.read(lambda db: [snapshots.ready_ref(db, want.key) for want in wants])
 
     async def _fetch(self, wants: Sequence[Want], holder: Holder, gauge: Gauge) -> tuple[str, list[LeaseAnswer]]:
         refs = self._held(wants)

@@ -87,7 +87,7 @@ class Leasing:
             return opened
 
         try:
-            opened = await self._shelf.index.write(open_all)
+            opened = await self._shelf.index.write_brief(open_all)
         except LookupError:
             return None
         return self.answers(opened, refs)
@@ -185,7 +185,7 @@ class Leasing:
             leases.renew(db, kept)
             leases.close(db, void)
 
-        await self._shelf.index.write(change)
+        await self._shelf.index.write_brief(change)
         self._shelf.metrics.leases.set(len(self._book))
         return kept
 
@@ -208,5 +208,5 @@ class Leasing:
             await self._end(ended)
 
     async def _end(self, ids: Sequence[str]) -> None:
-        await self._shelf.index.write(lambda db: leases.close(db, ids))
+        await self._shelf.index.write_brief(lambda db: leases.close(db, ids))
         self._shelf.metrics.leases.set(len(self._book))

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hotshelf_daemon.states import SnapshotState
 from hotshelf_shared.digest import Revision
 
 
@@ -40,18 +39,15 @@ class PinRow:
 
 def open_(db: sqlite3.Connection, row: LeaseRow) -> int:
     """The grant number. Raises LookupError when the revision is not ready: then there is nothing to hold."""
-    if row.revision is not None:
-        found = db.execute(
-            "SELECT 1 FROM snapshots WHERE revision = ? AND state = ?", (row.revision, SnapshotState.READY.value)
-        ).fetchone()
-        if found is None:
-            raise LookupError(row.revision)
     now = time.time()
     cursor = db.execute(
         "INSERT INTO leases (id, uid, pid, client, source, resolution, revision, ttl_s, granted_at, renewed_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (row.id, row.uid, row.pid, row.client, row.source, row.resolution, row.revision, row.ttl_s, now, now),
+        " SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9"
+        " WHERE ?7 IS NULL OR EXISTS (SELECT 1 FROM snapshots WHERE revision = ?7 AND state = 'ready')",
+        (row.id, row.uid, row.pid, row.client, row.source, row.resolution, row.revision, row.ttl_s, now),
     )
+    if not cursor.rowcount:
+        raise LookupError(row.revision)
     return int(cursor.lastrowid or 0)
 
 
