@@ -41,10 +41,14 @@ class Desk:
         outcome, error = "miss", None
         answers: list[LeaseAnswer] = []
         try:
-            wants = [self._names.want(wish) for wish in request.wishes]
+            wants, holder = [self._names.want(wish) for wish in request.wishes], Holder.of(request, peer)
+            hit = await self._hit(wants, holder)
+            if hit is not None:
+                outcome, answers = "hit", hit
+                return answers
             try:
                 async with asyncio.timeout(request.timeout_s):
-                    outcome, answers = await self._acquire(wants, Holder.of(request, peer), gauge)
+                    outcome, answers = await self._miss(wants, holder, gauge)
             except TimeoutError as late:
                 done = gauge.progress()
                 raise Timeout(
@@ -69,22 +73,23 @@ class Desk:
                     )
                 )
 
-    async def _acquire(self, wants: Sequence[Want], holder: Holder, gauge: Gauge) -> tuple[str, list[LeaseAnswer]]:
-        refs = self._held(wants)
-        if all(ref is not None for ref in refs):
-            granted = await self._leasing.grant([ref for ref in refs if ref], wants, holder)
-            if granted is not None:
-                for want in wants:
-                    self._freshness.hit(want)
-                return "hit", granted
-        for last in (False, True):
-            try:
-                return await self._fetch(wants, holder, gauge)
-            except Changed:
-                if last:
-                    raise
-                gauge.phase = "resolve"
-        raise AssertionError("unreachable")
+    async def _hit(self, wants: Sequence[Want], holder: Holder) -> list[LeaseAnswer] | None:
+        refs = [ref for ref in self._held(wants) if ref is not None]
+        if len(refs) < len(wants):
+            return None
+        granted = await self._leasing.grant(refs, wants, holder)
+        if granted is not None:
+            for want in wants:
+                self._freshness.hit(want)
+        return granted
+
+    async def _miss(self, wants: Sequence[Want], holder: Holder, gauge: Gauge) -> tuple[str, list[LeaseAnswer]]:
+        """Restarts once when the origin changes meanwhile: then everything is resolved anew."""
+        try:
+            return await self._fetch(wants, holder, gauge)
+        except Changed:
+            gauge.phase = "resolve"
+            return await self._fetch(wants, holder, gauge)
 
     def _held(self, wants: Iterable[Want]) -> list[RefRow | None]:
         """The ref of each want whose snapshot is ready, else None."""
