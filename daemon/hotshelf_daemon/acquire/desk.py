@@ -22,6 +22,7 @@ from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.origin import Changed
 from hotshelf_daemon.plan import Resolution
 from hotshelf_daemon.shelf import Shelf
+from hotshelf_daemon.store import trees
 from hotshelf_shared.errors import HotshelfError, IntegrityError, Timeout
 from hotshelf_shared.wire import AcquireRequest, LeaseAnswer
 
@@ -94,7 +95,9 @@ class Desk:
     def _held(self, wants: Iterable[Want]) -> list[RefRow | None]:
         """The ref of each want whose snapshot is ready, else None."""
 
-        return self._shelf.index.read(lambda db: [snapshots.ready_ref(db, want.key) for want in wants])
+        refs = self._shelf.index.read(lambda db: [snapshots.ready_ref(db, want.key) for want in wants])
+        # One lstat a hit: a directory that somebody removed by hand is a miss, and is laid out anew.
+        return [ref if ref is not None and trees.is_there(self._shelf.layout, ref.revision) else None for ref in refs]
 
     async def _fetch(self, wants: Sequence[Want], holder: Holder, gauge: Gauge) -> tuple[str, list[LeaseAnswer]]:
         refs = self._held(wants)
