@@ -7,10 +7,10 @@ an error is an RFC 9457 problem, and ``from_problem(e.to_problem())`` raises the
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar, Self
 
 Problem = dict[str, Any]
+_LONGEST_S = 7 * 86_400
 
 
 class HotshelfError(Exception):
@@ -53,14 +53,13 @@ class HotshelfError(Exception):
 
     @classmethod
     def _revive(cls, problem: Problem) -> Self:
-        details = problem.get("details")
-        after = problem.get("retry_after_s")
+        after, details = problem.get("retry_after_s"), problem.get("details")
         error = cls(
             str(problem.get("detail") or ""),
             hint=str(problem.get("hint") or ""),
-            retry_after_s=float(after) if isinstance(after, int | float) and math.isfinite(after) else None,
-            **(details if isinstance(details, dict) else {}),
+            retry_after_s=float(after) if isinstance(after, int | float) and 0 <= after <= _LONGEST_S else None,
         )
+        error.details = details if isinstance(details, dict) else {}  # not as arguments: the other end chose the names
         error.retryable = bool(problem.get("retryable", cls.retryable))
         return error
 

@@ -69,7 +69,7 @@ def check_path(path: object) -> str:
 def check_paths(paths: Iterable[str]) -> None:
     """Refuses trees that cannot be laid out, or would be laid out differently on another file system."""
     seen: dict[str, str] = {}
-    folders: set[str] = set()
+    folders: dict[str, str] = {}
     for path in paths:
         check_path(path)
         folded = unicodedata.normalize("NFC", path)
@@ -78,9 +78,12 @@ def check_paths(paths: Iterable[str]) -> None:
         seen[folded] = path
         if len(seen) > MAX_FILES:
             raise TooLarge(f"more than {MAX_FILES:,} files", hint="Narrow it with allow_patterns.")
-        parts = folded.split("/")
-        folders.update("/".join(parts[:depth]) for depth in range(1, len(parts)))
-    if both := folders & seen.keys():
+        folded_folder, folder = folded.rpartition("/")[0], path.rpartition("/")[0]
+        while folded_folder and folders.get(folded_folder) != folder:
+            if (other := folders.setdefault(folded_folder, folder)) != folder:
+                raise InvalidRequest(f"the folders {other!r} and {folder!r} collide in Unicode normal form")
+            folded_folder, folder = folded_folder.rpartition("/")[0], folder.rpartition("/")[0]
+    if both := folders.keys() & seen.keys():
         raise InvalidRequest(f"the path {min(both)!r} is a file and a folder at once")
 
 
@@ -123,6 +126,11 @@ class Manifest(Mapping[str, FileEntry]):
     def size(self) -> int:
         """Bytes of all files, as a reader sees them."""
         return sum(entry.size for entry in self.files.values())
+
+    @cached_property
+    def rows_json(self) -> str:
+        """The JSON array of {path, digest, size} that leases carry; kept, since a warm hit is mostly this."""
+        return json.dumps([{"path": path, "digest": e.digest, "size": e.size} for path, e in self.files.items()])
 
     def blobs(self) -> dict[Digest, int]:
         """Each distinct content once: digest → size."""

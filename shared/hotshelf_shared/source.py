@@ -14,6 +14,7 @@ from hotshelf_shared.errors import InvalidRequest
 
 MAX_SOURCE_BYTES = 2_048
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
+_ORGANISATION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}\Z")
 _HOST = re.compile(r"[A-Za-z0-9.-]+(:\d{1,5})?\Z")
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _KEY = re.compile(r"[A-Za-z0-9._=-]{1,200}(/[A-Za-z0-9._=-]{1,200})?\Z")
@@ -60,7 +61,7 @@ class Source:
         authority, _, path = rest.partition("/")
         if kind == "hf":
             name, _, ref = path.partition("@")
-            _require(_HOST, authority, "organisation", text)
+            _require(_ORGANISATION, authority, "organisation", text)
             return cls(kind, authority, _clean(name, text), pinned, ref or None)
         _require(_BUCKET if kind in ("s3", "gs") else _HOST, authority, "bucket" if kind in ("s3", "gs") else "host", text)
         return cls(kind, authority, _clean(path, text) if path.strip("/") else "", pinned)
@@ -70,7 +71,7 @@ class Source:
         kind, colon, key = body.partition(":")
         if colon and kind in KEYED:
             _require(_KEY, key, "key", body)
-            return cls(kind, "", key, pinned)
+            return cls(kind, "", _clean(key, body), pinned)
         return cls("name", "", _clean(body, body), pinned)
 
     def pin(self, revision: Revision) -> Source:

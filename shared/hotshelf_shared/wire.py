@@ -6,15 +6,17 @@ error and never a silently larger download.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any, Self
 
 from hotshelf_shared.digest import Digest, Revision
 from hotshelf_shared.errors import HotshelfError, InvalidRequest
-from hotshelf_shared.manifest import FileEntry, parse_json
+from hotshelf_shared.manifest import FileEntry, Manifest, parse_json
 from hotshelf_shared.patterns import EVERYTHING, Patterns
 from hotshelf_shared.source import Source
 
@@ -63,6 +65,7 @@ class AcquireRequest:
     client: str | None = None
 
     @classmethod
+    @lru_cache(maxsize=1024)  # workers ask for the same few things again and again, byte for byte
     def parse(cls, data: bytes) -> Self:
         known = ("source", "sources", "revision", "allow_patterns", "ignore_patterns", "timeout_s", "hold_s", "client")
         body = _object(parse_json(data, "the body", InvalidRequest), known, "the body")
@@ -143,25 +146,26 @@ class LeaseAnswer:
                 expires_s=float(body["expires_s"]),
                 store=str(body.get("store", "")),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, InvalidRequest) as error:
             raise HotshelfError(
                 f"the daemon's answer is not a lease ({error!r})",
                 hint="Client and daemon are of different versions: upgrade the older one.",
             ) from error
 
-    def to_json(self) -> dict[str, Any]:
-        return {
+    def to_json(self) -> str:
+        body = {
             "id": self.id,
             "grant": self.grant,
             "source": self.source,
             "revision": self.revision,
             "path": self.path,
             "kind": self.kind,
-            "files": [{"path": p, "digest": e.digest, "size": e.size} for p, e in self.files.items()],
             "skipped": [{"path": s.path, "reason": s.reason} for s in self.skipped],
             "expires_s": self.expires_s,
             "store": self.store,
         }
+        rows = self.files.rows_json if isinstance(self.files, Manifest) else Manifest(self.files).rows_json
+        return f'{json.dumps(body)[:-1]}, "files": {rows}}}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,9 +226,9 @@ def _seconds(body: Mapping[str, Any], name: str, default: float) -> float:
     value = body.get(name)
     if value is None:
         return default
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
         raise InvalidRequest(f"{name} is a number of seconds above 0")
-    return min(float(value), MAX_TIMEOUT_S)
+    return float(min(value, MAX_TIMEOUT_S))
 
 
 def _client(value: object) -> str | None:

@@ -1,0 +1,69 @@
+"""nginx as the fast unsigned origin: Range, ETag and If-Match over a folder. From Debian; ask for it with `needs`."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import urllib.request
+from typing import Self
+
+from tests.servers.child import Child, clean_environment
+from tests.servers.ports import free_ports
+
+_CONFIG = """
+daemon off;
+worker_processes 1;
+pid {folder}/nginx.pid;
+error_log {folder}/error.log;
+{user}
+events {{ worker_connections 512; }}
+http {{
+    access_log off;
+    sendfile on;
+    default_type application/octet-stream;
+    client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+    server {{ listen 127.0.0.1:{port}; root {root}; location = /-/alive {{ return 200; }} }}
+}}
+"""
+
+
+class Nginx:
+    """`with Nginx(folder) as origin:` serves what lies in `origin.root`: put `BUCKET/KEY` there for a path-style reader."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.folder, self.root = folder, folder / "root"
+        (self.port,) = free_ports(1)
+        self._child: Child | None = None
+
+    @property
+    def endpoint_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Returns when it answers. Raises StartFailed."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        config = self.folder / "nginx.conf"
+        user = "user root;" if os.geteuid() == 0 else ""  # folders of tests are closed to nginx's own user
+        config.write_text(_CONFIG.format(folder=self.folder, port=self.port, root=self.root, user=user))
+        program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin") or "nginx"
+        argv = [program, "-p", str(self.folder), "-e", str(self.folder / "error.log"), "-c", str(config)]
+        self._child = Child(argv, log=self.folder / "nginx.log", env=clean_environment())
+        self._child.wait_ready(self._answers)
+
+    def _answers(self) -> bool:
+        with urllib.request.urlopen(f"{self.endpoint_url}/-/alive", timeout=2) as response:
+            return bool(response.status == 200)
+
+    def stop(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
