@@ -20,6 +20,7 @@ from hotshelf.keeper import Keeper, free
 from hotshelf.lease import Lease, Leases
 from hotshelf.ledger import Hold
 from hotshelf.transport import Transport, ask
+from hotshelf.unix import UnixTransport
 from hotshelf_shared.errors import BadConfiguration, HotshelfError
 from hotshelf_shared.wire import LeaseAnswer
 
@@ -51,8 +52,6 @@ class Client:
     def transport(self) -> Transport:
         """The way to the daemon. The embedded mode will stack its starter on it here."""
         if self._transport is None:
-            from hotshelf.unix import UnixTransport
-
             self._transport = UnixTransport(os.fspath(self._socket or os.environ.get("HOTSHELF_SOCKET") or DEFAULT_SOCKET))
         return self._transport
 
