@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -57,3 +57,17 @@ class Flights(Generic[T]):
             del self._flying[key]
             if flight is not None and flight.task.done() and not flight.task.cancelled():
                 flight.task.exception()  # seen: an error nobody waited for is no "never retrieved" warning
+
+
+def first_failure(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The failure that ended a task group; the cancellations of its siblings are only the consequence."""
+    flat = list(_flatten(failures))
+    return next((error for error in flat if not isinstance(error, asyncio.CancelledError)), flat[0])
+
+
+def _flatten(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _flatten(inner)
+    else:
+        yield error

@@ -6,9 +6,10 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from hotshelf_daemon.origin.port import OriginObject
+from hotshelf_daemon.objects import OriginObject
 from hotshelf_shared.digest import Digest, Revision
 from hotshelf_shared.errors import InsufficientSpace, TooLarge
 from hotshelf_shared.wire import Skipped
@@ -23,7 +24,7 @@ class WantedFile:
     digest: Digest | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Resolution:
     """Exactly which objects a wish stands for right now; `id` is a fingerprint of all of it.
 
@@ -36,11 +37,11 @@ class Resolution:
     skipped: tuple[Skipped, ...]
     kind: str
     published: bool
-    policy: str
+    wish: str
 
-    @property
+    @cached_property
     def id(self) -> str:
-        seen = hashlib.sha256(f"{self.origin}\n{self.kind}\n{self.policy}\n".encode())
+        seen = hashlib.sha256(f"{self.wish}\n{self.origin}\n{self.kind}\n".encode())
         for file in self.files:
             # A digest that was learnt rather than published says nothing new: the object's version stands for it.
             promised = file.digest if self.published else ""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from hotshelf_daemon.objects import OriginObject
 from hotshelf_daemon.states import IngestEvent, IngestState, next_ingest_state
 from hotshelf_shared.digest import Digest
 
@@ -32,9 +33,9 @@ class SegmentRow:
     crc: int
 
 
-def new_row(origin: str, key: str, version: str, *, size: int, expected: Digest | None) -> IngestRow:
+def new_row(origin: str, obj: OriginObject, expected: Digest | None) -> IngestRow:
     """A reservation under a random name, which is also its file's name."""
-    return IngestRow(secrets.token_hex(16), origin, key, version, size, expected)
+    return IngestRow(secrets.token_hex(16), origin, obj.key, obj.version, obj.size, expected)
 
 
 _COLUMNS = "id, origin, key, version, size, expected, state"
@@ -46,15 +47,19 @@ def _row(values: Iterable[object]) -> IngestRow:
     return IngestRow(str(id_), str(origin), str(key), str(version), int(str(size)), digest, IngestState(str(state)))
 
 
-def find(db: sqlite3.Connection, origin: str, key: str, version: str, expected: Digest | None) -> IngestRow | None:
+def find(db: sqlite3.Connection, origin: str, obj: OriginObject, expected: Digest | None) -> IngestRow | None:
     """The ingest of this object, or of another object that is promised to have the same content."""
     query = f"SELECT {_COLUMNS} FROM ingests WHERE (origin = ? AND key = ? AND version = ?) OR expected = ? LIMIT 1"
-    found = db.execute(query, (origin, key, version, expected)).fetchone()
+    found = db.execute(query, (origin, obj.key, obj.version, expected)).fetchone()
     return _row(found) if found else None
 
 
 def everything(db: sqlite3.Connection) -> list[IngestRow]:
     return [_row(found) for found in db.execute(f"SELECT {_COLUMNS} FROM ingests ORDER BY touched_at")]
+
+
+def untouched_since(db: sqlite3.Connection, at: float) -> list[str]:
+    return [id_ for (id_,) in map(tuple, db.execute("SELECT id FROM ingests WHERE touched_at < ?", (at,)))]
 
 
 def reserve(db: sqlite3.Connection, rows: Iterable[IngestRow]) -> None:

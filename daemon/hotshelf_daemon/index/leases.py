@@ -60,6 +60,10 @@ def bind(db: sqlite3.Connection, resolution: str, revision: Revision) -> None:
     db.execute("UPDATE leases SET revision = ?, resolution = NULL WHERE resolution = ?", (revision, resolution))
 
 
+def bind_one(db: sqlite3.Connection, id_: str, revision: Revision) -> None:
+    db.execute("UPDATE leases SET revision = ?, resolution = NULL WHERE id = ?", (revision, id_))
+
+
 def close(db: sqlite3.Connection, ids: Iterable[str]) -> None:
     db.executemany("DELETE FROM leases WHERE id = ?", [(id_,) for id_ in ids])
 

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from hotshelf_daemon import plan
-from hotshelf_daemon.flights import Flights
+from hotshelf_daemon.flights import Flights, first_failure
 from hotshelf_daemon.index import blobs, ingests
 from hotshelf_daemon.index.ingests import IngestRow, SegmentRow
 from hotshelf_daemon.ingest import segment
@@ -72,14 +73,17 @@ class Ingests:
         self._committer = Committer(shelf)
         self._flights: Flights[Brought] = Flights()
         self._active: dict[tuple[str, ...], _Active] = {}
+        self._meters: WeakValueDictionary[tuple[str, ...], Meter] = WeakValueDictionary()
         self._slots = Slots(self._fetch.connections)
         self._files = Slots(FILES_AT_ONCE)
         self._threads = ThreadPoolExecutor(self._fetch.connections, thread_name_prefix="fetch")
 
     def meter(self, item: Missing) -> Meter:
-        """How far this content is; its own when nobody fetches it yet."""
-        active = self._active.get(item.key)
-        return active.meter if active else Meter(item.object.size)
+        """How far this content is: the same meter for everybody, as long as somebody looks at it."""
+        meter = self._meters.get(item.key)
+        if meter is None:
+            meter = self._meters[item.key] = Meter(item.object.size)
+        return meter
 
     async def drain(self) -> None:
         """Waits for commits under way; nothing new is begun by then."""
@@ -89,14 +93,14 @@ class Ingests:
         """The ids of ingests that somebody is carrying out."""
         return {active.ingest for active in self._active.values() if active.ingest}
 
-    async def bring(self, order: Order, meter: Meter) -> Brought:
+    async def bring(self, order: Order) -> Brought:
         """The content on the shelf, by this call or by one already under way.
 
         Raises IntegrityError (bytes are not what was promised), Changed, OriginUnavailable, InsufficientSpace.
         """
         key = order.missing.key
         while True:
-            active = self._active.setdefault(key, _Active(meter))
+            active = self._active.setdefault(key, _Active(self.meter(order.missing)))
             active.wanted_by.add(order.resolution)
             active.allow_pickle = active.allow_pickle or order.allow_pickle
             try:
@@ -121,7 +125,6 @@ class Ingests:
                         raise
                     # Wrong bytes against a published digest: a proxy's hiccup is cured by asking once more.
                     self._shelf.metrics.verify_failures.labels("digest").inc()
-                    active.meter.parts.clear()
                     return await self._attempt(order, active)
             finally:
                 self._shelf.metrics.ingest_active.dec()
@@ -154,6 +157,8 @@ class Ingests:
 
     async def _download(self, order: Order, active: _Active, row: IngestRow) -> tuple[int, Digest, str | None]:
         """All bytes in the ingest's file: its descriptor, what they are, and why they would execute."""
+        active.meter.parts.clear()
+        active.meter.kept = 0
         resume = row.size > self._fetch.segment_bytes
         fd, resumed = await asyncio.to_thread(files.open_ingest, self._shelf.layout, row.id, row.size, resume=resume)
         job = Job(order.origin, order.missing.object, fd, Frontier(fd, row.size), active.meter, self._fetch.attempts)
@@ -198,7 +203,7 @@ class Ingests:
                 for start, stop in ranges:
                     group.create_task(one(start, stop))
         except BaseExceptionGroup as failures:
-            raise _first_cause(failures) from failures
+            raise first_failure(failures) from failures
 
     async def _trusted(self, job: Job, row: IngestRow) -> list[SegmentRow]:
         """The journalled segments that the file really holds: a power cut can take bytes that the journal has."""
@@ -246,9 +251,9 @@ class Ingests:
 
 def _begin(db: Any, item: Missing) -> IngestRow:
     """The reserved row of this object, from now on fetching."""
-    row = ingests.find(db, item.origin, item.object.key, item.object.version, item.digest)
+    row = ingests.find(db, item.origin, item.object, item.digest)
     if row is None:
-        row = ingests.new_row(item.origin, item.object.key, item.object.version, size=item.object.size, expected=item.digest)
+        row = ingests.new_row(item.origin, item.object, item.digest)
         ingests.reserve(db, [row])
     ingests.advance(db, row.id, IngestEvent.FETCH)
     return row
@@ -258,13 +263,3 @@ def _interrupt(db: Any, id_: str, *, drop: bool) -> None:
     ingests.advance(db, id_, IngestEvent.INTERRUPT)
     if drop:
         ingests.forget_journal(db, id_)
-
-
-def _first_cause(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first real failure of a group: what its siblings died of is only its consequence."""
-    for error in failures.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            return _first_cause(error)
-        if not isinstance(error, segment.Stopped | asyncio.CancelledError):
-            return error
-    return failures.exceptions[0]

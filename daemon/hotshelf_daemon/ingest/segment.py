@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from awscrt.checksums import crc64nvme
 
 from hotshelf_daemon.ingest.frontier import Frontier
-from hotshelf_daemon.origin import Origin, OriginObject, delay_s
+from hotshelf_daemon.objects import OriginObject
+from hotshelf_daemon.origin import Origin, delay_s
 from hotshelf_daemon.store.durable import disk_errors, pwrite_all
 from hotshelf_shared.errors import OriginUnavailable
 
@@ -25,7 +26,7 @@ class Stopped(Exception):
     """The ingest was given up while this segment was under way."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class Meter:
     """Bytes of one content that have arrived, for progress. Written by many threads, each its own entry."""
 

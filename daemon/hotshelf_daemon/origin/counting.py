@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from hotshelf_daemon.metrics import Metrics
-from hotshelf_daemon.origin.port import Body, Origin, OriginObject
+from hotshelf_daemon.objects import OriginObject
+from hotshelf_daemon.origin.port import Body, Origin
 from hotshelf_shared.errors import HotshelfError
 
 T = TypeVar("T")

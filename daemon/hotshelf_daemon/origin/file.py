@@ -12,7 +12,8 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hotshelf_daemon.origin.port import Body, Changed, OriginObject
+from hotshelf_daemon.objects import OriginObject
+from hotshelf_daemon.origin.port import Body, Changed
 from hotshelf_shared.errors import AccessDenied, IntegrityError, OriginUnavailable
 
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import md5
 
-from hotshelf_daemon.origin.port import Body, Changed, OriginObject
+from hotshelf_daemon.objects import OriginObject
+from hotshelf_daemon.origin.port import Body, Changed
 from hotshelf_shared.errors import IntegrityError, OriginUnavailable
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Protocol
 
+from hotshelf_daemon.objects import OriginObject
 from hotshelf_shared.errors import IntegrityError
 
 
@@ -19,15 +19,6 @@ class Changed(IntegrityError):
     """The object changed at the origin while it was being fetched."""
 
     default_hint = "Publish under a new prefix, or with `hotshelf push`, and ask again."
-
-
-@dataclass(frozen=True, slots=True)
-class OriginObject:
-    """One version of one object. `version` is its ETag or what serves as one; "" where the origin gives none."""
-
-    key: str
-    size: int
-    version: str
 
 
 class Body(Protocol):

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
-from hotshelf_daemon.origin.port import Body, Origin, OriginObject
+from hotshelf_daemon.objects import OriginObject
+from hotshelf_daemon.origin.port import Body, Origin
 from hotshelf_shared.errors import OriginUnavailable
 
 T = TypeVar("T")

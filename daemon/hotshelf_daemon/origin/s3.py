@@ -17,7 +17,8 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from hotshelf_daemon.config import OriginSettings, Settings
-from hotshelf_daemon.origin.port import Body, Changed, OriginObject
+from hotshelf_daemon.objects import OriginObject
+from hotshelf_daemon.origin.port import Body, Changed
 from hotshelf_daemon.origin.s3_errors import translated
 from hotshelf_shared.errors import IntegrityError, OriginUnavailable, TooLarge
 

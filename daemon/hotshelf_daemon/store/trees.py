@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
 from typing import Any
 
 from hotshelf_daemon.store import durable
@@ -127,27 +126,22 @@ def drop_record(layout: Layout, folder: str, name: str) -> None:
         os.unlink(name, dir_fd=layout[folder])
 
 
-def records(layout: Layout, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The readable JSON records of refs/ or pins/ as (name, body); a broken one is passed over: it is only a hint."""
-    for name in _record_names(layout, folder):
-        data = _read(layout, folder, name, MAX_RECORD_BYTES)
-        with contextlib.suppress(ValueError):
-            if isinstance(body := json.loads(data), dict):
-                yield name.removesuffix(".json"), body
+def record(layout: Layout, folder: str, name: str) -> dict[str, Any]:
+    """A JSON record of refs/ or pins/; empty when it is broken: it is only there to rebuild from."""
+    try:
+        body = json.loads(_read(layout, folder, name, MAX_RECORD_BYTES))
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
 
 
-def manifests(layout: Layout) -> Iterator[Manifest]:
-    """The manifests whose bytes match their names; any other is passed over."""
-    for name in _record_names(layout, "manifests"):
-        with contextlib.suppress(HotshelfError):
-            tree = Manifest.parse(_read(layout, "manifests", name, MAX_MANIFEST_BYTES + 1))
-            if f"{tree.revision.hex}.json" == name:
-                yield tree
-
-
-def _record_names(layout: Layout, folder: str) -> list[str]:
-    with os.scandir(layout[folder]) as entries:
-        return sorted(entry.name for entry in entries if entry.name.endswith(".json"))
+def manifest(layout: Layout, name: str) -> Manifest | None:
+    """A manifest record whose bytes match its name; None for any other."""
+    try:
+        tree = Manifest.parse(_read(layout, "manifests", name, MAX_MANIFEST_BYTES + 1))
+    except HotshelfError:
+        return None
+    return tree if f"{tree.revision.hex}.json" == name else None
 
 
 def _read(layout: Layout, folder: str, name: str, limit: int) -> bytes:

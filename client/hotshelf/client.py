@@ -1,0 +1,235 @@
+"""`Client`: the verbs of /v1 for a worker.
+
+A client names itself to the daemon and keeps its leases alive (`keeper`); every verb raises `HotshelfError`s only. It
+holds no connection but the keeper's, may be used by any number of threads, and survives a fork.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, Self, overload
+from urllib.parse import quote
+
+from hotshelf.acquisition import Deadline, Globs, OnProgress, Wanted, compose, request
+from hotshelf.keeper import Keeper, free
+from hotshelf.lease import Lease, Leases
+from hotshelf.ledger import Hold
+from hotshelf.transport import Transport, ask
+from hotshelf_shared.errors import BadConfiguration, HotshelfError
+from hotshelf_shared.wire import LeaseAnswer
+
+DEFAULT_SOCKET = "/run/hotshelf/hotshelf.sock"
+LOOK_TIMEOUT_S = 30.0
+VERIFY_TIMEOUT_S = 86_400.0
+
+
+class Client:
+    """Speaks to the daemon on `socket` (else ``HOTSHELF_SOCKET``); finds files below `store`.
+
+    `store` is where the shelf is mounted here (else ``HOTSHELF_STORE``, ``PIPELINE_STORE``, else the daemon's own path
+    when that exists here). `autostart` is for the embedded mode, which is to start a daemon when none answers.
+    The environment is read when the client is first used.
+    """
+
+    def __init__(
+        self,
+        socket: str | os.PathLike[str] | None = None,
+        store: str | os.PathLike[str] | None = None,
+        autostart: bool | None = None,
+        *,
+        transport: Transport | None = None,
+    ) -> None:
+        self._socket, self._store, self._autostart = socket, store, autostart
+        self._transport, self._keepers = transport, dict[str, Keeper]()
+
+    @property
+    def transport(self) -> Transport:
+        """The way to the daemon. The embedded mode will stack its starter on it here."""
+        if self._transport is None:
+            from hotshelf.unix import UnixTransport
+
+            self._transport = UnixTransport(os.fspath(self._socket or os.environ.get("HOTSHELF_SOCKET") or DEFAULT_SOCKET))
+        return self._transport
+
+    @property
+    def keeper(self) -> Keeper:
+        """The one that renews this client's leases. `setdefault` makes it one for all threads, without a lock to fork."""
+        return self._keepers.get("") or self._keepers.setdefault("", Keeper(self.transport))
+
+    def over(self, transport: Transport) -> Self:
+        """The same client, with the same keeper, whose requests take another way."""
+        _ = self.keeper
+        other = copy.copy(self)
+        other._transport = transport
+        return other
+
+    # ---- acquire
+
+    @overload
+    def acquire(  # type: ignore[overload-overlap]  # a str is an Iterable[str]; this overload goes first
+        self,
+        source: Wanted,
+        *,
+        revision: str | None = None,
+        allow_patterns: Globs = None,
+        ignore_patterns: Globs = None,
+        timeout: float | None = 600,
+        on_progress: OnProgress | None = None,
+        hold_s: float | None = None,
+        detached: bool = False,
+    ) -> Lease: ...
+    @overload
+    def acquire(
+        self,
+        source: Iterable[Wanted],
+        *,
+        allow_patterns: Globs = None,
+        ignore_patterns: Globs = None,
+        timeout: float | None = 600,
+        on_progress: OnProgress | None = None,
+        hold_s: float | None = None,
+        detached: bool = False,
+    ) -> Leases: ...
+    def acquire(
+        self,
+        source: Wanted | Iterable[Wanted],
+        *,
+        revision: str | None = None,
+        allow_patterns: Globs = None,
+        ignore_patterns: Globs = None,
+        timeout: float | None = 600,
+        on_progress: OnProgress | None = None,
+        hold_s: float | None = None,
+        detached: bool = False,
+    ) -> Lease | Leases:
+        """Waits until the files of `source` are on the shelf, verified, and holds them there.
+
+        Several sources are granted all or nothing. `timeout` is in seconds, for everything, a daemon that is not up yet
+        included. A lease is renewed while this process lives; one that is `detached`, or has `hold_s` (seconds), is not:
+        it outlives the process for its time.
+        """
+        deadline = Deadline.after(timeout)
+        keeper = None if detached or hold_s is not None else self.keeper
+        body = compose(
+            source,
+            revision=revision,
+            allow_patterns=allow_patterns,
+            ignore_patterns=ignore_patterns,
+            hold_s=hold_s,
+            client=None if keeper is None else keeper.client,
+        )
+        leases = self._take(body, keeper, deadline, on_progress)
+        if _missing(leases):  # removed by hand, say: asked again, the daemon lays it out anew
+            leases.release()
+            leases = self._take(body, keeper, deadline, on_progress)
+        if (missing := _missing(leases)) is not None:
+            leases.release()
+            raise BadConfiguration(
+                f"the daemon granted {missing.path}, which cannot be seen here",
+                hint="Mount the daemon's store in this container and name the mount in HOTSHELF_STORE.",
+            )
+        return leases if "sources" in body else leases[0]
+
+    def _take(self, body: dict[str, Any], keeper: Keeper | None, deadline: Deadline, on_progress: OnProgress | None) -> Leases:
+        transport = self.transport
+        if keeper is None:
+            answers = request(transport, body, deadline=deadline, on_progress=on_progress)
+            release = partial(_free_unforked, transport, os.getpid())
+            return Leases(self._lease(one, Hold(one.id, one.expires_s), release, _leave_be) for one in answers)
+        token = keeper.begin()
+        try:
+            answers = request(transport, body, deadline=deadline, on_progress=on_progress)
+            holds = keeper.hold(token, answers)
+        finally:
+            keeper.give_up(token)
+        pairs = zip(answers, holds, strict=True)
+        return Leases([self._lease(one, hold, keeper.release, keeper.abandon) for one, hold in pairs])
+
+    def _lease(self, answer: LeaseAnswer, hold: Hold, release: Any, abandon: Any) -> Lease:
+        environ = os.environ
+        store = self._store or environ.get("HOTSHELF_STORE") or environ.get("PIPELINE_STORE") or answer.store
+        return Lease(answer, Path(store) / answer.path, hold, release=release, abandon=abandon)
+
+    # ---- looks
+
+    def status(self) -> dict[str, Any]:
+        """What the daemon is and holds."""
+        return self._ask("GET", "/v1/status")
+
+    def health(self) -> dict[str, Any]:
+        """``{"status": "ok" | "degraded", "checks": […]}``"""
+        return self._ask("GET", "/v1/health")
+
+    def snapshots(self) -> list[dict[str, Any]]:
+        """Every snapshot on the shelf."""
+        return self._list("/v1/snapshots", "snapshots")
+
+    def snapshot(self, target: str) -> dict[str, Any]:
+        """One snapshot, by revision, source or name, with its manifest."""
+        return self._ask("GET", f"/v1/snapshots/{_quoted(target)}")
+
+    def pins(self) -> list[dict[str, Any]]:
+        return self._list("/v1/pins", "pins")
+
+    def transfers(self) -> list[dict[str, Any]]:
+        return self._list("/v1/transfers", "transfers")
+
+    # ---- the operator's verbs
+
+    def pin(self, target: str) -> dict[str, Any]:
+        """Holds `target` until unpinned: a source or name is followed to new revisions, a revision is not."""
+        return self._ask("PUT", f"/v1/pins/{_quoted(target)}")
+
+    def unpin(self, target: str) -> dict[str, Any]:
+        return self._ask("DELETE", f"/v1/pins/{_quoted(target)}")
+
+    def evict(self, target: str) -> dict[str, Any]:
+        """Takes a snapshot, named by revision or source, off the shelf. Raises InUse while it is leased or pinned."""
+        return self._ask("DELETE", f"/v1/snapshots/{_quoted(target)}")
+
+    def verify(self, target: str | None = None) -> dict[str, Any]:
+        """Reads and hashes a snapshot, or everything: ``{"checked", "bytes", "damaged": […]}``."""
+        body = {}
+        if target is not None:
+            body["revision"] = target if target.startswith("sha256:") else self.snapshot(target)["revision"]
+        return self._ask("POST", "/v1/verify", body, timeout_s=VERIFY_TIMEOUT_S)
+
+    def _ask(self, method: str, path: str, body: object = None, *, timeout_s: float = LOOK_TIMEOUT_S) -> dict[str, Any]:
+        answer = ask(self.transport, method, path, body, deadline=time.monotonic() + timeout_s)
+        if answer is not None and not isinstance(answer, dict):
+            raise HotshelfError(f"the answer to {method} {path} is no JSON object")
+        return answer or {}
+
+    def _list(self, path: str, name: str) -> list[dict[str, Any]]:
+        found = self._ask("GET", path).get(name)
+        if not isinstance(found, list):
+            raise HotshelfError(f"the answer to GET {path} has no {name}")
+        return found
+
+
+def _missing(leases: Leases) -> Lease | None:
+    return next((lease for lease in leases if not os.path.isdir(lease.path)), None)
+
+
+def _quoted(target: str) -> str:
+    return quote(target, safe="")
+
+
+def _free_unforked(transport: Transport, owner: int, lease_id: str) -> None:
+    if os.getpid() == owner:
+        free(transport, lease_id)
+
+
+def _leave_be(lease_id: str) -> None:
+    """A detached lease that is garbage goes on: that is what it is for."""
+
+
+#: What the module functions of `hotshelf` speak through.
+default = Client()
+acquire, status, snapshots = default.acquire, default.status, default.snapshots
+pin, unpin, evict, verify = default.pin, default.unpin, default.evict, default.verify

@@ -1,0 +1,140 @@
+"""Acquire: leases on all the sources asked for, or on none.
+
+A hit is one index read, one lease row and no network. A miss holds before it fetches: its leases and reservations are in
+the index before the first byte comes, and are taken back if it fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from hotshelf_daemon.acquire.freshness import Freshness
+from hotshelf_daemon.acquire.gauge import Gauge
+from hotshelf_daemon.acquire.leasing import Holder, Leasing, Peer
+from hotshelf_daemon.acquire.names import Names, Want
+from hotshelf_daemon.acquire.prepare import Preparer
+from hotshelf_daemon.flights import first_failure
+from hotshelf_daemon.index import journal, snapshots
+from hotshelf_daemon.index.snapshots import RefRow
+from hotshelf_daemon.origin import Changed
+from hotshelf_daemon.plan import Resolution
+from hotshelf_daemon.shelf import Shelf
+from hotshelf_shared.errors import HotshelfError, IntegrityError, Timeout
+from hotshelf_shared.wire import AcquireRequest, LeaseAnswer
+
+
+class Desk:
+    def __init__(self, shelf: Shelf, names: Names, preparer: Preparer, freshness: Freshness, leasing: Leasing) -> None:
+        self._shelf = shelf
+        self._leasing = leasing
+        self._names = names
+        self._preparer = preparer
+        self._freshness = freshness
+
+    async def acquire(self, request: AcquireRequest, peer: Peer, gauge: Gauge) -> list[LeaseAnswer]:
+        """Leases on all the wishes, or a HotshelfError and nothing held."""
+        began = time.monotonic()
+        sources = " ".join(str(wish.source) for wish in request.wishes)
+        outcome, error = "miss", None
+        answers: list[LeaseAnswer] = []
+        try:
+            wants = [self._names.want(wish) for wish in request.wishes]
+            try:
+                async with asyncio.timeout(request.timeout_s):
+                    outcome, answers = await self._acquire(wants, Holder.of(request, peer), gauge)
+            except TimeoutError as late:
+                done = gauge.progress()
+                raise Timeout(
+                    f"{sources} was not ready within {request.timeout_s:g} s"
+                    f" ({done.bytes_done:,} of {done.bytes_total:,} bytes are here)"
+                ) from late
+            return answers
+        except HotshelfError as failure:
+            outcome, error = "error", failure.code
+            if isinstance(failure, IntegrityError):
+                self._shelf.metrics.verify_failures.labels("changed" if isinstance(failure, Changed) else "content").inc()
+            raise
+        finally:
+            duration = time.monotonic() - began
+            self._shelf.metrics.acquired(outcome, duration)
+            self._shelf.metrics.leases.set(len(self._leasing))
+            if outcome != "hit":  # a hit's request row went with its lease
+                revision = answers[0].revision if answers else None
+                await self._shelf.index.write(
+                    lambda db: journal.request(
+                        db, source=sources, revision=revision, outcome=outcome, duration_s=duration, uid=peer.uid, error=error
+                    )
+                )
+
+    async def _acquire(self, wants: Sequence[Want], holder: Holder, gauge: Gauge) -> tuple[str, list[LeaseAnswer]]:
+        refs = self._held(wants)
+        if all(ref is not None for ref in refs):
+            granted = await self._leasing.grant([ref for ref in refs if ref], wants, holder)
+            if granted is not None:
+                for want in wants:
+                    self._freshness.hit(want)
+                return "hit", granted
+        for last in (False, True):
+            try:
+                return await self._fetch(wants, holder, gauge)
+            except Changed:
+                if last:
+                    raise
+                gauge.phase = "resolve"
+        raise AssertionError("unreachable")
+
+    def _held(self, wants: Iterable[Want]) -> list[RefRow | None]:
+        """The ref of each want whose snapshot is ready, else None."""
+
+        def look(db: sqlite3.Connection) -> list[RefRow | None]:
+            refs = [snapshots.ref(db, want.key) for want in wants]
+            return [ref if ref is not None and snapshots.is_ready(db, ref.revision) else None for ref in refs]
+
+        return self._shelf.index.read(look)
+
+    async def _fetch(self, wants: Sequence[Want], holder: Holder, gauge: Gauge) -> tuple[str, list[LeaseAnswer]]:
+        refs = self._held(wants)
+        coalesced = [want.key for want in wants if self._preparer.is_preparing(want)]
+        resolutions = await self._resolve([w for w, r in zip(wants, refs, strict=True) if r is None])
+        rows = await self._leasing.hold(wants, refs, resolutions, holder)
+        promised: list[str] = []
+        try:
+            promised = await self._preparer.reserve(list(resolutions.values()), evict=True)
+            self._preparer.gauge(gauge, self._preparer.missing(resolutions.values()))
+            gauge.held_bytes = sum(r.size for r in resolutions.values()) - sum(m.size for m in gauge.meters)
+            ready = await self._prepare_all(wants, resolutions, gauge)
+            settled = [ready[want.key] if ref is None else ref for want, ref in zip(wants, refs, strict=True)]
+            opened = [replace(row, revision=ref.revision, resolution=None) for row, ref in zip(rows, settled, strict=True)]
+            await self._leasing.settle(opened)
+        except BaseException:
+            idle = [resolution for resolution in resolutions.values() if not self._preparer.is_flying(resolution)]
+            await asyncio.shield(asyncio.create_task(self._leasing.give_up(rows, idle)))
+            raise
+        finally:
+            await asyncio.shield(asyncio.create_task(self._preparer.unclaim(promised)))
+        return "coalesced" if coalesced else "miss", self._leasing.answers(opened, settled)
+
+    async def _resolve(self, wants: Iterable[Want]) -> dict[str, Resolution]:
+        distinct = {want.key: want for want in wants}
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = {key: group.create_task(self._preparer.resolve(want)) for key, want in distinct.items()}
+        except BaseExceptionGroup as failures:
+            raise first_failure(failures) from failures
+        return {key: task.result() for key, task in tasks.items()}
+
+    async def _prepare_all(self, wants: Sequence[Want], resolutions: dict[str, Resolution], gauge: Gauge) -> dict[str, RefRow]:
+        distinct = {want.key: want for want in wants if want.key in resolutions}
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = {
+                    key: group.create_task(self._preparer.prepare(want, resolutions[key], gauge, prefetch=False))
+                    for key, want in distinct.items()
+                }
+        except BaseExceptionGroup as failures:
+            raise first_failure(failures) from failures
+        return {key: task.result() for key, task in tasks.items()}

@@ -1,0 +1,212 @@
+"""Leases: granted, renewed, released, expired. The index has their rows, the book their deadlines.
+
+Invariant: a lease row is committed before anybody is told of it, and is opened on a ready snapshot or on a resolution
+under way, never on nothing.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from hotshelf_daemon.acquire.book import Book
+from hotshelf_daemon.acquire.names import Want
+from hotshelf_daemon.acquire.prepare import wanted_digests
+from hotshelf_daemon.index import journal, leases, snapshots
+from hotshelf_daemon.index.leases import LeaseRow
+from hotshelf_daemon.index.snapshots import RefRow
+from hotshelf_daemon.origin import Changed
+from hotshelf_daemon.plan import Resolution
+from hotshelf_daemon.shelf import Shelf
+from hotshelf_daemon.store import trees
+from hotshelf_shared.digest import Revision
+from hotshelf_shared.manifest import Manifest
+from hotshelf_shared.wire import AcquireRequest, LeaseAnswer, RenewRequest
+
+KEPT_MANIFESTS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end of the socket, by the kernel's word."""
+
+    uid: int
+    gid: int
+    pid: int
+    groups: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """On whose behalf leases are opened."""
+
+    peer: Peer
+    client: str | None
+    hold_s: float | None
+
+    @classmethod
+    def of(cls, request: AcquireRequest, peer: Peer) -> Holder:
+        return cls(peer, request.client, request.hold_s)
+
+
+class Leasing:
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+        self._book = Book(shelf.settings.lease_eof_s)
+        self._manifests: OrderedDict[Revision, Manifest] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._book)
+
+    async def resume(self) -> None:
+        """At start: every lease of the last daemon is kept for one TTL."""
+        await self._shelf.index.write(leases.void_unbound)
+        for row in self._shelf.index.read(leases.everything):
+            self._book.enter(row, time.monotonic())
+
+    def _row(self, want: Want, holder: Holder) -> LeaseRow:
+        settings, peer = self._shelf.settings, holder.peer
+        ttl_s = settings.lease_ttl_s if holder.hold_s is None else min(holder.hold_s, settings.lease_hold_max_s)
+        return LeaseRow(secrets.token_hex(16), peer.uid, peer.pid, holder.client, str(want.source), ttl_s)
+
+    async def grant(self, refs: Sequence[RefRow], wants: Sequence[Want], holder: Holder) -> list[LeaseAnswer] | None:
+        """Leases on ready snapshots, in one transaction; None when one of them went away this very moment."""
+        rows = [replace(self._row(w, holder), revision=r.revision) for w, r in zip(wants, refs, strict=True)]
+
+        def open_all(db: sqlite3.Connection) -> list[LeaseRow]:
+            opened = []
+            for row, ref in zip(rows, refs, strict=True):
+                opened.append(replace(row, grant=leases.open_(db, row)))
+                snapshots.touch(db, ref.revision, opened[-1].grant)
+            source = " ".join(row.source for row in rows)
+            journal.request(db, source=source, revision=refs[0].revision, outcome="hit", duration_s=0, uid=holder.peer.uid)
+            return opened
+
+        try:
+            opened = await self._shelf.index.write(open_all)
+        except LookupError:
+            return None
+        return self.answers(opened, refs)
+
+    async def hold(
+        self,
+        wants: Sequence[Want],
+        refs: Sequence[RefRow | None],
+        resolutions: Mapping[str, Resolution],
+        holder: Holder,
+    ) -> list[LeaseRow]:
+        """One transaction: a lease on everything, ready or still to come, and roots for the blobs that will be needed."""
+
+        def hold(db: sqlite3.Connection) -> list[LeaseRow]:
+            for resolution in resolutions.values():
+                snapshots.open_resolution(
+                    db, resolution.id, source=resolution.source, size=resolution.size, files=len(resolution.files)
+                )
+                snapshots.want(db, resolution.id, wanted_digests(resolution))
+            opened = []
+            for want, ref in zip(wants, refs, strict=True):
+                row = self._row(want, holder)
+                on = replace(row, revision=ref.revision) if ref else replace(row, resolution=resolutions[want.key].id)
+                opened.append(replace(on, grant=leases.open_(db, on)))
+            return opened
+
+        try:
+            return await self._shelf.index.write(hold)
+        except LookupError as gone:
+            raise Changed(f"{gone} was evicted at this very moment") from gone
+
+    async def settle(self, opened: Sequence[LeaseRow]) -> None:
+        """Every lease is bound to its revision: most were when it was committed, a late joiner's is now."""
+
+        def settle(db: sqlite3.Connection) -> None:
+            for row in opened:
+                if row.revision is None or not snapshots.is_ready(db, row.revision):
+                    raise LookupError(row.revision)
+                leases.bind_one(db, row.id, row.revision)
+                snapshots.touch(db, row.revision, row.grant)
+
+        try:
+            await self._shelf.index.write(settle)
+        except LookupError as gone:
+            raise Changed(f"{gone} was evicted at this very moment") from gone
+
+    async def give_up(self, rows: Sequence[LeaseRow], idle: Iterable[Resolution]) -> None:
+        """The acquire failed: its leases are taken back, and the resolutions that nobody else carries out."""
+
+        def close(db: sqlite3.Connection) -> None:
+            leases.close(db, [row.id for row in rows])
+            for resolution in idle:
+                snapshots.fail_resolution(db, resolution.id, "given_up")
+
+        await self._shelf.index.write(close)
+
+    def answers(self, rows: Sequence[LeaseRow], refs: Sequence[RefRow]) -> list[LeaseAnswer]:
+        now = time.monotonic()
+        for row in rows:
+            self._book.enter(row, now)
+        return [
+            LeaseAnswer(
+                id=row.id,
+                grant=row.grant,
+                source=row.source,
+                revision=ref.revision,
+                path=trees.path_of(ref.revision),
+                kind=ref.kind,
+                files=self._manifest(ref.revision),
+                skipped=ref.skipped,
+                expires_s=row.ttl_s,
+                store=self._shelf.layout.root,
+            )
+            for row, ref in zip(rows, refs, strict=True)
+        ]
+
+    def _manifest(self, revision: Revision) -> Manifest:
+        """Content-named, so a kept one is never stale."""
+        tree = self._manifests.get(revision)
+        if tree is None:
+            tree = self._manifests[revision] = self._shelf.index.read(lambda db: snapshots.manifest(db, revision))
+            if len(self._manifests) > KEPT_MANIFESTS:
+                self._manifests.popitem(last=False)
+        else:
+            self._manifests.move_to_end(revision)
+        return tree
+
+    async def renew(self, request: RenewRequest, peer: Peer) -> list[str]:
+        """The ids kept. Anything else of this client's up to `seen` is void at once."""
+        kept, void = self._book.renew(
+            uid=peer.uid, client=request.client, ids=request.ids, seen=request.seen, now=time.monotonic()
+        )
+
+        def change(db: sqlite3.Connection) -> None:
+            leases.renew(db, kept)
+            leases.close(db, void)
+
+        await self._shelf.index.write(change)
+        self._shelf.metrics.leases.set(len(self._book))
+        return kept
+
+    async def release(self, id_: str, peer: Peer) -> None:
+        """Raises NotFound or AccessDenied."""
+        self._book.release(id_, uid=peer.uid)
+        await self._end([id_])
+
+    async def take_back(self, ids: Sequence[str]) -> None:
+        """Leases whose answer could not be delivered: nobody knows of them."""
+        self._book.discard(ids)
+        await self._end(ids)
+
+    def client_gone(self, *, uid: int, client: str) -> None:
+        """EOF on the connection that carried the renewals."""
+        self._book.shorten(uid=uid, client=client, now=time.monotonic())
+
+    async def expire(self) -> None:
+        if ended := self._book.expire(time.monotonic()):
+            await self._end(ended)
+
+    async def _end(self, ids: Sequence[str]) -> None:
+        await self._shelf.index.write(lambda db: leases.close(db, ids))
+        self._shelf.metrics.leases.set(len(self._book))

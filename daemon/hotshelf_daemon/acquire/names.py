@@ -1,0 +1,70 @@
+"""From what a caller writes to what it stands for: configured names, the seed bucket's names, and the wish's identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from hotshelf_daemon.config import Settings
+from hotshelf_daemon.policy import Policy
+from hotshelf_shared.errors import NotFound
+from hotshelf_shared.patterns import Patterns
+from hotshelf_shared.source import Source
+from hotshelf_shared.wire import Wish, nearest
+
+
+@dataclass(frozen=True)
+class Want:
+    """A wish made definite: `source` is no bare name, the policy is decided. Equal wants share everything."""
+
+    source: Source
+    patterns: Patterns
+    policy: Policy
+    frozen: bool = False
+
+    @cached_property
+    def key(self) -> str:
+        """Its digest: the identity of the ref, and of the flight."""
+        allow = self.patterns.allow
+        body = [str(self.source), None if allow is None else [*allow], [*self.patterns.ignore], str(self.policy)]
+        return hashlib.sha256(json.dumps(body).encode()).hexdigest()
+
+
+class Names:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._known: dict[Wish, Want] = {}
+
+    def want(self, wish: Wish) -> Want:
+        """Raises NotFound, with the nearest known name, when a bare name stands for nothing."""
+        if (known := self._known.get(wish)) is None:
+            known = self._interpret(wish)
+            if len(self._known) >= 10_000:
+                self._known.clear()
+            self._known[wish] = known
+        return known
+
+    def _interpret(self, wish: Wish) -> Want:
+        source, patterns, frozen = wish.source, wish.patterns, False
+        if source.kind == "name":
+            source, patterns, frozen = self._configured(source, patterns)
+        return Want(source, patterns, Policy.of(self._settings, source), frozen or source.pinned is not None)
+
+    def _configured(self, name: Source, patterns: Patterns) -> tuple[Source, Patterns, bool]:
+        model = self._settings.names.get(name.path)
+        if model is not None:
+            meant = model.wish
+            source = replace(meant.source, pinned=name.pinned) if name.pinned else meant.source
+            return source, patterns or meant.patterns, model.freeze
+        if bucket := self._settings.default_bucket:
+            return Source("s3", bucket, name.path, name.pinned), patterns, False
+        raise NotFound(
+            f"no model or LoRA is called {name.path!r}",
+            hint=nearest(name.path, self._settings.names) if self._settings.names else "Configure it under `models:`.",
+        )
+
+    def configured(self) -> dict[str, Want]:
+        """Every configured name that has an origin in this version."""
+        return {name: self.want(Wish(Source.parse(name))) for name in self._settings.names}

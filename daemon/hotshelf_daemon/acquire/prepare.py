@@ -1,0 +1,240 @@
+"""A resolution onto the shelf: room first, then every missing blob, then the checks that need them all, then visible.
+
+Single flight per resolution. `hold` comes before the first byte: leases, wanted blobs and reservations in the index.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from hotshelf_daemon import collect, plan, policy
+from hotshelf_daemon.acquire import resolve
+from hotshelf_daemon.acquire.gauge import Gauge
+from hotshelf_daemon.acquire.names import Want
+from hotshelf_daemon.flights import Flights, first_failure
+from hotshelf_daemon.index import blobs, ingests, snapshots
+from hotshelf_daemon.index.snapshots import RefRow
+from hotshelf_daemon.ingest import Brought, Ingests, Order
+from hotshelf_daemon.materialize import BlobsGone, materialize
+from hotshelf_daemon.origin import Changed, Directory
+from hotshelf_daemon.plan import Missing, Resolution
+from hotshelf_daemon.shelf import Shelf
+from hotshelf_daemon.store import blobs as files
+from hotshelf_shared.digest import Digest
+from hotshelf_shared.errors import HotshelfError, IntegrityError
+from hotshelf_shared.manifest import FileEntry, Manifest
+from hotshelf_shared.wire import Skipped
+
+log = logging.getLogger(__name__)
+RESOLVERS = 16
+ROUNDS = 3
+
+
+class Preparer:
+    def __init__(self, shelf: Shelf, directory: Directory, ingests_: Ingests) -> None:
+        self._shelf = shelf
+        self._directory = directory
+        self._ingests = ingests_
+        self._resolving: Flights[Resolution] = Flights()
+        self._preparing: Flights[RefRow] = Flights()
+        self._wants: Counter[str] = Counter()
+        self._claims: Counter[str] = Counter()
+        self._threads = ThreadPoolExecutor(RESOLVERS, thread_name_prefix="resolve")
+
+    def busy(self) -> set[str]:
+        """Ingests that are being carried out, or are promised to an acquire that is about to."""
+        return self._ingests.active() | {id_ for id_, count in self._claims.items() if count > 0}
+
+    async def resolve(self, want: Want) -> Resolution:
+        """What the want stands for at its origin now; asked once for everyone who asks at the same time."""
+        return await self._resolving.join(want.key, lambda: self._resolve(want))
+
+    async def _resolve(self, want: Want) -> Resolution:
+        origin = self._directory.origin_of(want.source)
+        found = await asyncio.get_running_loop().run_in_executor(self._threads, resolve.find, origin, want)
+        keys = [] if found.published else [file.object.key for file in found.files]
+        learnt = self._shelf.index.read(lambda db: blobs.learnt(db, origin.name, keys))
+        return resolve.narrow(want, origin, found, learnt)
+
+    def is_preparing(self, want: Want) -> bool:
+        """Whether somebody is already at work for this want."""
+        return want.key in self._resolving or want.key in self._wants
+
+    def is_flying(self, resolution: Resolution) -> bool:
+        return resolution.id in self._preparing
+
+    def gauge(self, gauge: Gauge, items: Iterable[Missing]) -> None:
+        """Lets the gauge read how far these contents are, whoever fetches them."""
+        gauge.meters = [self._ingests.meter(item) for item in items]
+
+    def missing(self, resolutions: Iterable[Resolution]) -> list[Missing]:
+        resolutions = [*resolutions]
+        known = [file.digest for resolution in resolutions for file in resolution.files if file.digest]
+        return plan.missing(resolutions, self._shelf.index.read(lambda db: blobs.sizes(db, known)))
+
+    async def reserve(self, resolutions: Sequence[Resolution], *, evict: bool) -> list[str]:
+        """Room for what is missing of all of them together, or for none; the ingests promised.
+
+        The resolutions and the blobs they want are roots already. Raises InsufficientSpace or TooLarge.
+        """
+        async with self._shelf.hand:
+            items = self.missing(resolutions)
+            rows = self._shelf.index.read(lambda db: [_existing(db, item) for item in items])
+            new = [
+                ingests.new_row(item.origin, item.object, item.digest)
+                for item, row in zip(items, rows, strict=True)
+                if row is None
+            ]
+            promised = [row.id for row in rows if row is not None]
+            with self._claimed(promised):
+                await collect.make_room(self._shelf, sum(row.size for row in new), active=self.busy(), evict=evict)
+                await self._shelf.index.write(lambda db: ingests.reserve(db, new))
+                promised += [row.id for row in new]
+                self._claims.update(promised)
+        return promised
+
+    async def unclaim(self, promised: Sequence[str]) -> None:
+        """The acquire has ended: reservations that nobody has begun to fill are given back."""
+        self._claims.subtract(promised)
+        self._claims += Counter()
+        idle = set(promised) - self.busy()
+
+        def give_back(db: sqlite3.Connection) -> list[str]:
+            empty = [row.id for row in ingests.everything(db) if row.id in idle and not ingests.journalled(db, row.id)]
+            ingests.close(db, empty)
+            return empty
+
+        if idle:
+            for id_ in await self._shelf.index.write(give_back):
+                await asyncio.to_thread(files.drop_ingest, self._shelf.layout, id_)
+
+    async def prepare(self, want: Want, resolution: Resolution, gauge: Gauge, *, prefetch: bool) -> RefRow:
+        """The resolution as a ready snapshot with a ref. Raises Changed when its origin moved on meanwhile."""
+        self._wants[want.key] += 1
+        try:
+            return await self._preparing.join(resolution.id, lambda: self._prepare(want, resolution, gauge, prefetch))
+        finally:
+            self._wants[want.key] -= 1
+            self._wants += Counter()
+
+    async def _prepare(self, want: Want, resolution: Resolution, gauge: Gauge, prefetch: bool) -> RefRow:
+        try:
+            for _ in range(ROUNDS):
+                facts = await self._fetch(want, resolution, gauge, prefetch=prefetch)
+                gauge.phase = "verify"
+                tree, ref = self._decide(want, resolution, facts)
+                await self._check_unchanged(want, resolution)
+                await self._check_documents(want, tree)
+                try:
+                    await materialize(self._shelf, tree, ref, resolution=resolution.id)
+                except BlobsGone as gone:
+                    log.warning("blobs went away before their snapshot was made", extra={"count": len(gone.digests)})
+                    continue
+                return ref
+            raise HotshelfError(f"blobs of {want.source} keep disappearing", hint="Is somebody deleting below the store?")
+        except BaseException as error:
+            why = error.code if isinstance(error, HotshelfError) else type(error).__name__
+            await self._shelf.index.write(lambda db: snapshots.fail_resolution(db, resolution.id, why))
+            raise
+
+    async def _fetch(self, want: Want, resolution: Resolution, gauge: Gauge, *, prefetch: bool) -> dict[str, Brought]:
+        """Every file's content, by path: what is held as it is, the rest through ingest, the largest first."""
+        sizes = self._shelf.index.read(lambda db: blobs.sizes(db, [f.digest for f in resolution.files if f.digest]))
+        unsafe = self._shelf.index.read(blobs.unsafe)
+        origin = self._directory.origin_of(want.source)
+        items = plan.missing([resolution], sizes)
+        gauge.phase = "fetch"
+        brought: dict[tuple[str, ...], Brought] = {}
+
+        async def one(item: Missing) -> None:
+            order = Order(item, origin, resolution.id, allow_pickle=want.policy.allow_pickle, prefetch=prefetch)
+            brought[item.key] = await self._ingests.bring(order)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for item in items:
+                    group.create_task(one(item))
+        except BaseExceptionGroup as failures:
+            raise first_failure(failures) from failures
+        facts = {}
+        for file in resolution.files:
+            if file.digest is not None and file.digest in sizes:
+                facts[file.path] = Brought(file.digest, sizes[file.digest], unsafe.get(file.digest))
+            else:
+                facts[file.path] = brought[Missing(resolution.origin, file.object, file.digest).key]
+        return facts
+
+    def _decide(self, want: Want, resolution: Resolution, facts: dict[str, Brought]) -> tuple[Manifest, RefRow]:
+        """The tree after the policy has seen the bytes. Raises IntegrityError or UnsafeContent."""
+        skipped, entries = [*resolution.skipped], {}
+        for file in resolution.files:
+            fact = facts[file.path]
+            if fact.unsafe and not want.policy.allow_pickle:
+                skipped.append(Skipped(file.path, fact.unsafe))
+                continue
+            if fact.size != file.object.size:
+                raise IntegrityError(f"{file.object.key} is {fact.size:,} bytes, its manifest says {file.object.size:,}")
+            entries[file.path] = FileEntry(fact.digest, fact.size)
+        policy.check_weights_left(want.source, entries, skipped)
+        tree = Manifest.of(entries)
+        pinned = want.source.pinned
+        if pinned is not None and not resolution.published and tree.revision != pinned:
+            raise IntegrityError(
+                f"{want.source.unpinned} has the revision {tree.revision}, not {pinned}",
+                hint="The prefix has changed since, or other patterns or policy applied when the revision was taken.",
+            )
+        before = self._shelf.index.read(lambda db: snapshots.ref(db, want.key))
+        previous = None
+        if before is not None:
+            previous = before.previous if before.revision == tree.revision else before.revision
+        ref = RefRow(
+            wish=want.key,
+            source=str(want.source),
+            allow=want.patterns.allow,
+            ignore=want.patterns.ignore,
+            revision=tree.revision,
+            listing=resolution.id,
+            skipped=tuple(skipped),
+            kind=resolution.kind,
+            previous=previous,
+            flipped_at=time.time(),
+        )
+        return tree, ref
+
+    async def _check_unchanged(self, want: Want, resolution: Resolution) -> None:
+        """A folder without a manifest is listed again: a mixture of two uploads must never be published."""
+        if resolution.published or resolution.kind == "file":
+            return
+        if (await self._resolve(want)).id != resolution.id:
+            raise Changed(f"{want.source} changed while it was fetched")
+
+    async def _check_documents(self, want: Want, tree: Manifest) -> None:
+        def check() -> None:
+            for path, entry in tree.items():
+                if policy.is_document(path, entry.size):
+                    policy.check(path, files.read(self._shelf.layout, entry.digest, entry.size), want.policy)
+
+        await asyncio.to_thread(check)
+
+    @contextmanager
+    def _claimed(self, ids: Sequence[str]) -> Iterator[None]:
+        self._claims.update(ids)
+        try:
+            yield
+        finally:
+            self._claims.subtract(ids)
+
+
+def wanted_digests(resolution: Resolution) -> set[Digest]:
+    return {file.digest for file in resolution.files if file.digest is not None}
+
+
+def _existing(db: sqlite3.Connection, item: Missing) -> ingests.IngestRow | None:
+    return ingests.find(db, item.origin, item.object, item.digest)

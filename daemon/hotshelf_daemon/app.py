@@ -1,0 +1,172 @@
+"""Builds hotshelfd and runs it: the one place that knows every part, and the order in which they start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from importlib.metadata import PackageNotFoundError, version
+
+from aiohttp import web
+
+from hotshelf_daemon import janitor, probes, server
+from hotshelf_daemon.acquire import Desk, Freshness, Keeping, Leasing, Names, Preparer
+from hotshelf_daemon.config import Settings
+from hotshelf_daemon.index import Index, Unreadable
+from hotshelf_daemon.ingest import Ingests
+from hotshelf_daemon.metrics import Metrics
+from hotshelf_daemon.origin import Directory, Origin, Retrying
+from hotshelf_daemon.origin.counting import Counting
+from hotshelf_daemon.recover import recover
+from hotshelf_daemon.server.unix import group_id
+from hotshelf_daemon.shelf import Shelf
+from hotshelf_daemon.store import Layout
+from hotshelf_shared.errors import BadConfiguration
+
+log = logging.getLogger(__name__)
+
+
+def hotshelf_version() -> str:
+    try:
+        return version("hotshelf")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+def open_shelf(settings: Settings, metrics: Metrics) -> Shelf:
+    """The store locked and put right, its index open. Raises BadConfiguration. Blocks; may hash what it does not know."""
+    layout = Layout(settings.store, group=group_id(settings.socket_group))
+    try:
+        total = layout.room().total_bytes
+        if isinstance(settings.budget, int) and settings.budget > total:
+            raise BadConfiguration(
+                f"budget is {settings.budget:,} bytes and the file system of {settings.store} has {total:,}",
+                hint="Lower `budget`, or give it as a percentage.",
+            )
+        index = open_index(settings.index_path)
+        try:
+            recover(layout, index)
+        except BaseException:
+            index.close()
+            raise
+    except BaseException:
+        layout.close()
+        raise
+    return Shelf(settings, layout, index, metrics)
+
+
+def open_index(path: str) -> Index:
+    """The index; an unreadable one is set aside and a new one begun, which `recover` fills from the store."""
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o750, exist_ok=True)
+    except OSError as error:
+        reason = f"the folder of the index {path} cannot be made: {error.strerror}"
+        raise BadConfiguration(reason, hint="Set index.path to a place this user may write.") from error
+    try:
+        return Index(path)
+    except Unreadable as broken:
+        aside = f"{path}.broken-{time.strftime('%Y%m%dT%H%M%S')}"
+        log.exception("the index is unreadable and is rebuilt", extra={"why": str(broken), "kept_as": aside})
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(path + suffix, aside + suffix)
+        return Index(path)
+
+
+async def serve(settings: Settings) -> None:
+    """Runs until SIGTERM or SIGINT, then drains: no new request, those under way get `drain_s`, the rest is resumable."""
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    shelf = await asyncio.to_thread(open_shelf, settings, Metrics(hotshelf_version()))
+    try:
+        async with running(shelf):
+            log.info("ready", extra={"socket": settings.socket, "store": settings.store, "listen": settings.listen})
+            await stopping.wait()
+            log.info("draining", extra={"drain_s": settings.drain_s})
+    finally:
+        await asyncio.to_thread(shelf.index.close)
+        shelf.layout.close()
+    log.info("stopped")
+
+
+@contextlib.asynccontextmanager
+async def running(shelf: Shelf) -> AsyncIterator[None]:
+    settings, metrics = shelf.settings, shelf.metrics
+
+    def decorated(origin: Origin) -> Origin:
+        return Retrying(Counting(origin, metrics), settings.fetch.attempts)
+
+    names = Names(settings)
+    ingests = Ingests(shelf)
+    preparer = Preparer(shelf, Directory(settings, decorated), ingests)
+    freshness = Freshness(shelf, preparer)
+    leasing = Leasing(shelf)
+    keeping = Keeping(shelf, names, preparer)
+    calls = server.Calls(
+        shelf=shelf,
+        desk=Desk(shelf, names, preparer, freshness, leasing),
+        leasing=leasing,
+        keeping=keeping,
+        version=hotshelf_version(),
+        began=time.monotonic(),
+        keepers={},
+    )
+    await leasing.resume()
+    await keeping.pin_configured(name for name, model in settings.names.items() if model.pin)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(ingests.drain)
+        stack.push_async_callback(freshness.stop)
+        await stack.enter_async_context(_unix(calls, settings))
+        if settings.listen:
+            await stack.enter_async_context(_tcp(shelf))
+        sweeping = asyncio.create_task(janitor.run(shelf, leasing, preparer, calls.keepers))
+        stack.callback(sweeping.cancel)
+        for name, model in settings.names.items():
+            if model.preload:
+                freshness.preload(names.configured()[name])
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _unix(calls: server.Calls, settings: Settings) -> AsyncIterator[None]:
+    group = group_id(settings.socket_group)
+    bound = server.listen_on(settings.socket, mode=int(settings.socket_mode, 8), group=group)
+    made = os.lstat(settings.socket)
+    runner = web.AppRunner(
+        server.application(calls, server.Guard(settings, made.st_gid)),
+        access_log=None,
+        handler_cancellation=True,
+        keepalive_timeout=max(75.0, 2 * settings.lease_ttl_s),
+        shutdown_timeout=settings.drain_s,
+    )
+    await runner.setup()
+    try:
+        await web.SockSite(runner, bound, backlog=settings.max_connections).start()
+        yield
+    finally:
+        server.remove_own(settings.socket, made.st_ino)
+        await runner.cleanup()
+
+
+@contextlib.asynccontextmanager
+async def _tcp(shelf: Shelf) -> AsyncIterator[None]:
+    host, port = probes.address(shelf.settings.listen)
+    runner = web.AppRunner(probes.application(shelf), access_log=None, shutdown_timeout=1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise BadConfiguration(
+            f"cannot listen on {shelf.settings.listen}: {error.strerror or error}",
+            hint="Set `listen` (HOTSHELF_LISTEN) to a free address, or to nothing to switch it off.",
+        ) from error
+    try:
+        yield
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,37 @@
+"""hotshelfd's command line."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+import click
+
+from hotshelf_daemon import app, logs
+from hotshelf_daemon.config import load
+from hotshelf_shared.errors import HotshelfError
+
+#: Group-readable, private to everybody else: workers of the store's group read what is held.
+UMASK = 0o027
+
+
+@click.command(epilog="Example: hotshelfd --config /etc/hotshelf/config.yaml --store /shelf")
+@click.option("--config", metavar="FILE", help="YAML configuration (HOTSHELF_CONFIG).")
+@click.option("--store", metavar="DIR", help="The shared volume (PIPELINE_STORE).")
+@click.option("--socket", metavar="PATH", help="The Unix socket to serve (HOTSHELF_SOCKET).")
+@click.option("--listen", metavar="HOST:PORT", help="Where /livez, /readyz and /metrics are; empty for nowhere.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="How much to log.")
+@click.version_option(app.hotshelf_version(), prog_name="hotshelfd")
+def hotshelfd(config: str | None, store: str | None, socket: str | None, listen: str | None, log_level: str | None) -> int:
+    """Keep weights hot on a shared volume and lease them to workers over a Unix socket."""
+    os.umask(UMASK)
+    try:
+        flags = {"config": config, "store": store, "socket": socket, "listen": listen, "log_level": log_level}
+        settings = load(flags).settings
+        logs.configure(settings.log_level, settings.secrets())
+        asyncio.run(app.serve(settings))
+    except HotshelfError as error:
+        print(f"hotshelfd: {error.message}\n  {error.hint}", file=sys.stderr)
+        return error.exit_code
+    return 0

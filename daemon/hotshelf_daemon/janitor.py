@@ -1,0 +1,54 @@
+"""What must happen without anybody asking: leases end, interrupted downloads are dropped, history is trimmed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from hotshelf_daemon.acquire import Leasing, Preparer
+from hotshelf_daemon.index import ingests, journal
+from hotshelf_daemon.shelf import Shelf
+from hotshelf_daemon.store import blobs as files
+from hotshelf_shared.errors import HotshelfError
+
+log = logging.getLogger(__name__)
+TICK_S = 0.5
+SWEEP_S = 60.0
+Keepers = dict[asyncio.BaseTransport, tuple[int, str]]
+
+
+async def run(shelf: Shelf, leasing: Leasing, preparer: Preparer, keepers: Keepers) -> None:
+    """Runs until it is cancelled. A tick that fails (a full disk, say) is logged and the next one tries again."""
+    swept = time.monotonic()
+    while True:
+        await asyncio.sleep(TICK_S)
+        try:
+            notice_gone(leasing, keepers)
+            await leasing.expire()
+            if time.monotonic() - swept >= SWEEP_S:
+                swept = time.monotonic()
+                await sweep(shelf, preparer)
+        except HotshelfError as error:
+            log.warning("the janitor could not finish", extra={"code": error.code, "why": error.message})
+
+
+def notice_gone(leasing: Leasing, keepers: Keepers) -> None:
+    """EOF on a connection that carried renewals: its client's leases have only a moment left, unless it is back already."""
+    gone = [transport for transport in keepers if transport.is_closing()]
+    for transport in gone:
+        uid, client = keepers.pop(transport)
+        if (uid, client) not in keepers.values():
+            leasing.client_gone(uid=uid, client=client)
+
+
+async def sweep(shelf: Shelf, preparer: Preparer) -> None:
+    """Drops interrupted downloads that nobody came back for, and history beyond what is kept."""
+    async with shelf.hand:
+        too_old = time.time() - shelf.settings.ingest_keep_s
+        busy = preparer.busy()
+        stale = [id_ for id_ in shelf.index.read(lambda db: ingests.untouched_since(db, too_old)) if id_ not in busy]
+        for id_ in stale:
+            await asyncio.to_thread(files.drop_ingest, shelf.layout, id_)
+        await shelf.index.write(lambda db: ingests.close(db, stale))
+    await shelf.index.write(journal.trim)

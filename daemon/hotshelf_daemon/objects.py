@@ -1,0 +1,14 @@
+"""One version of one object at an origin: the value that origins list, ingests fetch and the index remembers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class OriginObject:
+    """`size` in bytes; `version` is its ETag or what serves as one, "" where the origin gives none."""
+
+    key: str
+    size: int
+    version: str

@@ -1,0 +1,102 @@
+"""`GET /v1/openapi.json`: made from the table that the router is made from, so the two cannot differ."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from hotshelf_daemon.server.calls import Route
+from hotshelf_shared import errors, wire
+
+_DIGEST = {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"}
+_GLOBS = {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+_SCHEMAS: dict[str, Any] = {
+    "Problem": {
+        "type": "object",
+        "required": ["type", "title", "status", "detail", "code", "hint", "retryable"],
+        "properties": {
+            "code": {"enum": sorted(errors.BY_CODE)},
+            "status": {"type": "integer"},
+            "detail": {"type": "string"},
+            "hint": {"type": "string"},
+            "retryable": {"type": "boolean"},
+        },
+    },
+    "Acquire": {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "source": {"type": "string"},
+            "sources": {"type": "array", "maxItems": wire.MAX_SOURCES, "items": {}},
+            "revision": _DIGEST,
+            "allow_patterns": _GLOBS,
+            "ignore_patterns": _GLOBS,
+            "timeout_s": {"type": "number", "exclusiveMinimum": 0},
+            "hold_s": {"type": "number", "exclusiveMinimum": 0},
+            "client": {"type": "string", "pattern": "^[A-Za-z0-9]{8,64}$"},
+        },
+    },
+    "Renew": {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["client", "ids", "seen"],
+        "properties": {
+            "client": {"type": "string"},
+            "ids": {"type": "array", "items": {"type": "string"}},
+            "seen": {"type": "integer", "minimum": 0},
+        },
+    },
+    "Lease": {
+        "type": "object",
+        "required": ["id", "grant", "revision", "path", "kind", "files", "skipped", "expires_s"],
+        "properties": {
+            "id": {"type": "string"},
+            "grant": {"type": "integer"},
+            "revision": _DIGEST,
+            "path": {"type": "string"},
+            "kind": {"enum": ["tree", "file"]},
+            "files": {"type": "array", "items": {"type": "object", "required": ["path", "digest", "size"]}},
+            "skipped": {"type": "array", "items": {"type": "object", "required": ["path", "reason"]}},
+            "expires_s": {"type": "number"},
+        },
+    },
+}
+_BODIES = {("POST", "/v1/leases"): "Acquire", ("POST", "/v1/leases/renew"): "Renew"}
+_ANSWERS = {("POST", "/v1/leases"): "Lease"}
+
+
+def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
+    paths: dict[str, Any] = {}
+    for route in routes:
+        path = re.sub(r"\{(\w+):[^}]*\}", r"{\1}", route.path)
+        paths.setdefault(path, {})[route.method.lower()] = _operation(route, path)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "hotshelfd", "version": version, "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}},
+        "paths": paths,
+        "components": {"schemas": _SCHEMAS},
+    }
+
+
+def _operation(route: Route, path: str) -> dict[str, Any]:
+    key = (route.method, route.path)
+    answer: dict[str, Any] = {"description": "Done."}
+    if name := _ANSWERS.get(key):
+        answer["content"] = {wire.JSON: {"schema": {"$ref": f"#/components/schemas/{name}"}}, wire.NDJSON: {}}
+    problem = {wire.PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    operation: dict[str, Any] = {
+        "operationId": route.call.__name__,
+        "summary": route.summary + (" Needs admin_uids." if route.admin else ""),
+        "parameters": [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in re.findall(r"\{(\w+)\}", path)
+        ],
+        "responses": {"200": answer, "default": {"description": "A typed error.", "content": problem}},
+    }
+    if body := _BODIES.get(key):
+        operation["requestBody"] = {
+            "required": True,
+            "content": {wire.JSON: {"schema": {"$ref": f"#/components/schemas/{body}"}}},
+        }
+    return operation

@@ -1,0 +1,63 @@
+"""Who is at the other end of the socket, asked of the kernel once per connection, and what they may do."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import struct
+from weakref import WeakKeyDictionary
+
+from hotshelf_daemon.acquire import Peer
+from hotshelf_daemon.config import Settings
+from hotshelf_shared.errors import AccessDenied
+
+_SO_PEERGROUPS = 59
+_MOST_GROUPS = 65_536
+
+
+class Guard:
+    """Peers are let in by uid, or by a group (a pod's fsGroup is a supplementary one)."""
+
+    def __init__(self, settings: Settings, socket_gid: int) -> None:
+        own = os.geteuid()
+        self._admins = frozenset({own, 0} if settings.admin_uids is None else settings.admin_uids)
+        self._uids = frozenset({own} if settings.socket_uids is None else settings.socket_uids) | self._admins
+        self._gids = frozenset({socket_gid} if settings.socket_gids is None else settings.socket_gids)
+        self._seen: WeakKeyDictionary[asyncio.BaseTransport, Peer] = WeakKeyDictionary()
+
+    def admit(self, transport: asyncio.BaseTransport) -> Peer:
+        """Raises AccessDenied for a uid that is neither listed nor in a listed group."""
+        peer = self._seen.get(transport)
+        if peer is None:
+            peer = self._seen[transport] = peer_of(transport.get_extra_info("socket"))
+        if peer.uid not in self._uids and not (peer.groups | {peer.gid}) & self._gids:
+            raise AccessDenied(
+                f"uid {peer.uid} may not use this socket",
+                hint="Run it with the socket's group (fsGroup or supplementalGroups), or list it in `socket_uids`.",
+            )
+        return peer
+
+    def check_admin(self, peer: Peer) -> None:
+        if peer.uid not in self._admins:
+            raise AccessDenied(f"uid {peer.uid} may not do this", hint="Only `admin_uids` may; run it as the daemon's uid.")
+
+
+def peer_of(connection: socket.socket) -> Peer:
+    pid, uid, gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return Peer(uid, gid, pid, _groups(connection))
+
+
+def _groups(connection: socket.socket) -> frozenset[int]:
+    size = 64
+    while size <= _MOST_GROUPS:
+        try:
+            raw = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, size * 4)
+        except OSError as error:
+            if error.errno != errno.ERANGE:
+                return frozenset()
+            size *= 8
+            continue
+        return frozenset(struct.unpack(f"{len(raw) // 4}I", raw))
+    return frozenset()

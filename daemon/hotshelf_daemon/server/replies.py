@@ -1,0 +1,95 @@
+"""How results leave: JSON, problems of RFC 9457, and streams of NDJSON that show progress until the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from aiohttp import web
+
+from hotshelf_shared import wire
+from hotshelf_shared.errors import HotshelfError, InvalidRequest, NotFound, TooLarge
+from hotshelf_shared.wire import Progress
+
+log = logging.getLogger(__name__)
+PROGRESS_S = 0.25
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def as_json(body: Any, *, status: int = 200) -> web.Response:
+    return web.Response(body=json.dumps(body).encode(), status=status, content_type=wire.JSON)
+
+
+def as_problem(error: HotshelfError) -> web.Response:
+    response = web.Response(
+        body=json.dumps(error.to_problem(), default=str).encode(), status=error.status, content_type=wire.PROBLEM_JSON
+    )
+    if error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+    return response
+
+
+@web.middleware
+async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Whatever goes wrong leaves as a problem; only a defect of ours is a 500, and is logged with its traceback."""
+    try:
+        return await handler(request)
+    except HotshelfError as error:
+        return as_problem(error)
+    except web.HTTPException as error:
+        return as_problem(_of_http(request, error))
+    except (ConnectionResetError, asyncio.CancelledError):
+        raise
+    except Exception as error:
+        log.exception("defect", extra={"path": request.path})
+        return as_problem(HotshelfError(f"an unexpected {type(error).__name__} in hotshelfd"))
+
+
+def _of_http(request: web.Request, error: web.HTTPException) -> HotshelfError:
+    if isinstance(error, web.HTTPNotFound | web.HTTPMethodNotAllowed):
+        return NotFound(f"{request.method} {request.path[:200]} is no call of /v1", hint="See GET /v1/openapi.json.")
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return TooLarge("the body is too large", hint=f"An acquire's body has {wire.MAX_ACQUIRE_BODY_BYTES:,} bytes at most.")
+    return InvalidRequest(f"{error.status} {error.reason}")
+
+
+async def stream(
+    request: web.Request,
+    work: Coroutine[Any, Any, dict[str, Any]],
+    progress: Callable[[], Progress],
+    undelivered: Callable[[dict[str, Any]], Awaitable[None]],
+) -> web.StreamResponse:
+    """Progress lines while `work` runs, then its ready event or its problem.
+
+    A client that goes away cancels the work; a result that cannot be delivered is given to `undelivered`.
+    """
+    task = asyncio.create_task(work)
+    response = web.StreamResponse(headers={"Content-Type": wire.NDJSON, "Cache-Control": "no-store"})
+    try:
+        await response.prepare(request)
+        while not (await asyncio.wait({task}, timeout=PROGRESS_S))[0]:
+            await response.write(_line(progress().to_json()))
+        try:
+            event: dict[str, Any] = {"event": "ready", **task.result()}
+        except HotshelfError as error:
+            event = {"event": "error", "problem": error.to_problem()}
+        except Exception as error:
+            log.exception("defect", extra={"path": request.path})
+            defect = HotshelfError(f"an unexpected {type(error).__name__} in hotshelfd")
+            event = {"event": "error", "problem": defect.to_problem()}
+        await response.write(_line(event))
+        await response.write_eof()
+    except (ConnectionResetError, asyncio.CancelledError):
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, HotshelfError):
+            await undelivered(await task)
+        raise
+    return response
+
+
+def _line(event: dict[str, Any]) -> bytes:
+    return json.dumps(event, default=str).encode() + b"\n"
