@@ -6,15 +6,17 @@ error and never a silently larger download.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any, Self
 
 from hotshelf_shared.digest import Digest, Revision
 from hotshelf_shared.errors import HotshelfError, InvalidRequest
-from hotshelf_shared.manifest import FileEntry, parse_json
+from hotshelf_shared.manifest import FileEntry, Manifest, parse_json
 from hotshelf_shared.patterns import EVERYTHING, Patterns
 from hotshelf_shared.source import Source
 
@@ -63,6 +65,7 @@ class AcquireRequest:
     client: str | None = None
 
     @classmethod
+    @lru_cache(maxsize=1024)  # workers ask for the same few things again and again, byte for byte
     def parse(cls, data: bytes) -> Self:
         known = ("source", "sources", "revision", "allow_patterns", "ignore_patterns", "timeout_s", "hold_s", "client")
         body = _object(parse_json(data, "the body", InvalidRequest), known, "the body")
@@ -149,19 +152,20 @@ class LeaseAnswer:
                 hint="Client and daemon are of different versions: upgrade the older one.",
             ) from error
 
-    def to_json(self) -> dict[str, Any]:
-        return {
+    def to_json(self) -> str:
+        body = {
             "id": self.id,
             "grant": self.grant,
             "source": self.source,
             "revision": self.revision,
             "path": self.path,
             "kind": self.kind,
-            "files": [{"path": p, "digest": e.digest, "size": e.size} for p, e in self.files.items()],
             "skipped": [{"path": s.path, "reason": s.reason} for s in self.skipped],
             "expires_s": self.expires_s,
             "store": self.store,
         }
+        rows = self.files.rows_json if isinstance(self.files, Manifest) else Manifest(self.files).rows_json
+        return f'{json.dumps(body)[:-1]}, "files": {rows}}}'
 
 
 @dataclass(frozen=True, slots=True)

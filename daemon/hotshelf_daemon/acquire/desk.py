@@ -7,7 +7,6 @@ the index before the first byte comes, and are taken back if it fails.
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.origin import Changed
 from hotshelf_daemon.plan import Resolution
 from hotshelf_daemon.shelf import Shelf
+from hotshelf_daemon.store import trees
 from hotshelf_shared.errors import HotshelfError, IntegrityError, Timeout
 from hotshelf_shared.wire import AcquireRequest, LeaseAnswer
 
@@ -42,10 +42,14 @@ class Desk:
         outcome, error = "miss", None
         answers: list[LeaseAnswer] = []
         try:
-            wants = [self._names.want(wish) for wish in request.wishes]
+            wants, holder = [self._names.want(wish) for wish in request.wishes], Holder.of(request, peer)
+            hit = await self._hit(wants, holder)
+            if hit is not None:
+                outcome, answers = "hit", hit
+                return answers
             try:
                 async with asyncio.timeout(request.timeout_s):
-                    outcome, answers = await self._acquire(wants, Holder.of(request, peer), gauge)
+                    outcome, answers = await self._miss(wants, holder, gauge)
             except TimeoutError as late:
                 done = gauge.progress()
                 raise Timeout(
@@ -70,31 +74,30 @@ class Desk:
                     )
                 )
 
-    async def _acquire(self, wants: Sequence[Want], holder: Holder, gauge: Gauge) -> tuple[str, list[LeaseAnswer]]:
-        refs = self._held(wants)
-        if all(ref is not None for ref in refs):
-            granted = await self._leasing.grant([ref for ref in refs if ref], wants, holder)
-            if granted is not None:
-                for want in wants:
-                    self._freshness.hit(want)
-                return "hit", granted
-        for last in (False, True):
-            try:
-                return await self._fetch(wants, holder, gauge)
-            except Changed:
-                if last:
-                    raise
-                gauge.phase = "resolve"
-        raise AssertionError("unreachable")
+    async def _hit(self, wants: Sequence[Want], holder: Holder) -> list[LeaseAnswer] | None:
+        refs = [ref for ref in self._held(wants) if ref is not None]
+        if len(refs) < len(wants):
+            return None
+        granted = await self._leasing.grant(refs, wants, holder)
+        if granted is not None:
+            for want in wants:
+                self._freshness.hit(want)
+        return granted
+
+    async def _miss(self, wants: Sequence[Want], holder: Holder, gauge: Gauge) -> tuple[str, list[LeaseAnswer]]:
+        """Restarts once when the origin changes meanwhile: then everything is resolved anew."""
+        try:
+            return await self._fetch(wants, holder, gauge)
+        except Changed:
+            gauge.phase = "resolve"
+            return await self._fetch(wants, holder, gauge)
 
     def _held(self, wants: Iterable[Want]) -> list[RefRow | None]:
         """The ref of each want whose snapshot is ready, else None."""
 
-        def look(db: sqlite3.Connection) -> list[RefRow | None]:
-            refs = [snapshots.ref(db, want.key) for want in wants]
-            return [ref if ref is not None and snapshots.is_ready(db, ref.revision) else None for ref in refs]
-
-        return self._shelf.index.read(look)
+        refs = self._shelf.index.read(lambda db: [snapshots.ready_ref(db, want.key) for want in wants])
+        # One lstat a hit: a directory that somebody removed by hand is a miss, and is laid out anew.
+        return [ref if ref is not None and trees.is_there(self._shelf.layout, ref.revision) else None for ref in refs]
 
     async def _fetch(self, wants: Sequence[Want], holder: Holder, gauge: Gauge) -> tuple[str, list[LeaseAnswer]]:
         refs = self._held(wants)

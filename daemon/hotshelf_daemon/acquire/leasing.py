@@ -11,7 +11,7 @@ import sqlite3
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hotshelf_daemon.acquire.book import Book
 from hotshelf_daemon.acquire.names import Want
@@ -68,26 +68,34 @@ class Leasing:
         for row in self._shelf.index.read(leases.everything):
             self._book.enter(row, time.monotonic())
 
-    def _row(self, want: Want, holder: Holder) -> LeaseRow:
+    def _row(self, want: Want, holder: Holder, *, revision: Revision | None = None, resolution: str | None = None) -> LeaseRow:
         settings, peer = self._shelf.settings, holder.peer
-        ttl_s = settings.lease_ttl_s if holder.hold_s is None else min(holder.hold_s, settings.lease_hold_max_s)
-        return LeaseRow(secrets.token_hex(16), peer.uid, peer.pid, holder.client, str(want.source), ttl_s)
+        return LeaseRow(
+            id=secrets.token_hex(16),
+            uid=peer.uid,
+            pid=peer.pid,
+            client=holder.client,
+            source=str(want.source),
+            ttl_s=settings.lease_ttl_s if holder.hold_s is None else min(holder.hold_s, settings.lease_hold_max_s),
+            resolution=resolution,
+            revision=revision,
+        )
 
     async def grant(self, refs: Sequence[RefRow], wants: Sequence[Want], holder: Holder) -> list[LeaseAnswer] | None:
         """Leases on ready snapshots, in one transaction; None when one of them went away this very moment."""
-        rows = [replace(self._row(w, holder), revision=r.revision) for w, r in zip(wants, refs, strict=True)]
+        rows = [self._row(want, holder, revision=ref.revision) for want, ref in zip(wants, refs, strict=True)]
 
         def open_all(db: sqlite3.Connection) -> list[LeaseRow]:
             opened = []
             for row, ref in zip(rows, refs, strict=True):
-                opened.append(replace(row, grant=leases.open_(db, row)))
+                opened.append(row.granted(leases.open_(db, row)))
                 snapshots.touch(db, ref.revision, opened[-1].grant)
             source = " ".join(row.source for row in rows)
             journal.request(db, source=source, revision=refs[0].revision, outcome="hit", duration_s=0, uid=holder.peer.uid)
             return opened
 
         try:
-            opened = await self._shelf.index.write(open_all)
+            opened = await self._shelf.index.write_brief(open_all)
         except LookupError:
             return None
         return self.answers(opened, refs)
@@ -109,9 +117,11 @@ class Leasing:
                 snapshots.want(db, resolution.id, wanted_digests(resolution))
             opened = []
             for want, ref in zip(wants, refs, strict=True):
-                row = self._row(want, holder)
-                on = replace(row, revision=ref.revision) if ref else replace(row, resolution=resolutions[want.key].id)
-                opened.append(replace(on, grant=leases.open_(db, on)))
+                if ref is not None:
+                    row = self._row(want, holder, revision=ref.revision)
+                else:
+                    row = self._row(want, holder, resolution=resolutions[want.key].id)
+                opened.append(row.granted(leases.open_(db, row)))
             return opened
 
         try:
@@ -185,7 +195,7 @@ class Leasing:
             leases.renew(db, kept)
             leases.close(db, void)
 
-        await self._shelf.index.write(change)
+        await self._shelf.index.write_brief(change)
         self._shelf.metrics.leases.set(len(self._book))
         return kept
 
@@ -208,5 +218,5 @@ class Leasing:
             await self._end(ended)
 
     async def _end(self, ids: Sequence[str]) -> None:
-        await self._shelf.index.write(lambda db: leases.close(db, ids))
+        await self._shelf.index.write_brief(lambda db: leases.close(db, ids))
         self._shelf.metrics.leases.set(len(self._book))
