@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from hotshelf.pipelines import attention as kernels
@@ -42,7 +42,7 @@ def build(order: PipelineOrder, files: Files, cache: PipelineCache | None) -> Bu
     import torch
 
     phases: dict[str, float] = {}
-    check_device(order.device)
+    order = replace(order, device=resolve_device(order.device))
     keys = _component_keys(order, files.base)
     began = time.monotonic()
     if cache is None:
@@ -78,18 +78,19 @@ def build(order: PipelineOrder, files: Files, cache: PipelineCache | None) -> Bu
     return Built(pipe, chosen, served_from, device, dtype, phases)
 
 
-def check_device(device: str | None) -> None:
-    """Raises InvalidRequest when this machine has no such device."""
+def resolve_device(device: str | None) -> str | None:
+    """The device meant by `auto`; any other as it is. Raises InvalidRequest when this machine has no such device."""
     import torch
 
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
     if device is None or device == "cpu":
-        return
+        return device
     kind, _, index = device.partition(":")
     count = {"cuda": torch.cuda.device_count, "mps": lambda: int(torch.backends.mps.is_available())}.get(kind, lambda: 0)()
     if int(index or 0) >= count:
-        raise InvalidRequest(
-            f"there is no device {device} here ({count} of that kind)", hint="Use device='cpu', or fix the driver."
-        )
+        raise InvalidRequest(f"there is no device {device} here ({count} of its kind)", hint="Use device='auto'.")
+    return device
 
 
 def _component_keys(order: PipelineOrder, base: BaseFiles) -> dict[str, ComponentKey]:
