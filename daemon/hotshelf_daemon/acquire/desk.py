@@ -89,7 +89,7 @@ class Desk:
         try:
             return await self._fetch(wants, holder, gauge)
         except Changed:
-            gauge.phase = "resolve"
+            gauge.enter("resolve")
             return await self._fetch(wants, holder, gauge)
 
     def _held(self, wants: Iterable[Want]) -> list[RefRow | None]:
@@ -119,7 +119,8 @@ class Desk:
             raise
         finally:
             await asyncio.shield(asyncio.create_task(self._preparer.unclaim(promised)))
-        return "coalesced" if coalesced else "miss", self._leasing.answers(opened, settled)
+        gauge.enter("ready")
+        return "coalesced" if coalesced else "miss", self._leasing.answers(opened, settled, gauge.seconds)
 
     async def _resolve(self, wants: Iterable[Want]) -> dict[str, Resolution]:
         distinct = {want.key: want for want in wants}

@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from hotshelf_daemon.acquire.book import Book
 from hotshelf_daemon.acquire.names import Want
@@ -154,7 +155,10 @@ class Leasing:
 
         await self._shelf.index.write(close)
 
-    def answers(self, rows: Sequence[LeaseRow], refs: Sequence[RefRow]) -> list[LeaseAnswer]:
+    def answers(
+        self, rows: Sequence[LeaseRow], refs: Sequence[RefRow], seconds: Mapping[str, float] = MappingProxyType({})
+    ) -> list[LeaseAnswer]:
+        """From here on the leases run. `seconds` says how long each phase of a miss took."""
         now = time.monotonic()
         for row in rows:
             self._book.enter(row, now)
@@ -170,6 +174,7 @@ class Leasing:
                 skipped=ref.skipped,
                 expires_s=row.ttl_s,
                 store=self._shelf.layout.root,
+                phases=seconds,
             )
             for row, ref in zip(rows, refs, strict=True)
         ]

@@ -128,10 +128,11 @@ class Preparer:
         try:
             for _ in range(ROUNDS):
                 facts = await self._fetch(want, resolution, gauge, prefetch=prefetch)
-                gauge.phase = "verify"
+                gauge.enter("verify")
                 tree, ref = self._decide(want, resolution, facts)
                 await self._check_unchanged(want, resolution)
                 await self._check_documents(want, tree)
+                gauge.enter("commit")
                 try:
                     await materialize(self._shelf, tree, ref, resolution=resolution.id)
                 except BlobsGone as gone:
@@ -150,7 +151,7 @@ class Preparer:
         unsafe = self._shelf.index.read(blobs.unsafe)
         origin = self._directory.origin_of(want.source)
         items = plan.missing([resolution], sizes)
-        gauge.phase = "fetch"
+        gauge.enter("fetch")
         brought: dict[tuple[str, ...], Brought] = {}
 
         async def one(item: Missing) -> None:
