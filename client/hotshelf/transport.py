@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
-from hotshelf_shared.errors import DaemonUnavailable, HotshelfError, Timeout, from_problem
+from hotshelf_shared.errors import DaemonUnavailable, HotshelfError, InvalidRequest, Timeout, from_problem
 from hotshelf_shared.manifest import parse_json
 
 #: The longest answer or NDJSON line that is read. The largest honest one is a lease on 50,000 files, some 10 MB.
@@ -60,7 +60,11 @@ def ask(transport: Transport, method: str, path: str, body: object = None, *, de
 
 
 def encode(body: object) -> bytes | None:
-    return None if body is None else json.dumps(body).encode()
+    """A request's body. Raises InvalidRequest when the caller gave what JSON cannot say."""
+    try:
+        return None if body is None else json.dumps(body).encode()
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"the request is not JSON: {error}") from error
 
 
 def read_answer(status: int, data: bytes, what: str) -> Any:

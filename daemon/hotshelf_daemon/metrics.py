@@ -32,15 +32,15 @@ class Metrics:
         self.prefetch_bytes = Counter("hotshelf_prefetch_bytes_total", "Bytes prefetched.", ["result"], registry=registry)
         self.ingest_active = Gauge("hotshelf_ingest_active", "Blobs being fetched.", registry=registry)
         self.index_wal_bytes = Gauge("hotshelf_index_wal_bytes", "Size of the index's write-ahead log.", registry=registry)
-        for outcome in OUTCOMES:  # a counter that has never counted is 0, not absent
-            self.acquires.labels(outcome)
-            self.acquire_s.labels(outcome)
+        # Made once: a counter that has never counted is 0, not absent, and a hit looks up no labels.
+        self._acquired = {o: (self.acquires.labels(o), self.acquire_s.labels(o)) for o in OUTCOMES}
         for state in STATES:
             self.store_bytes.labels(state)
 
     def acquired(self, outcome: str, duration_s: float) -> None:
-        self.acquires.labels(outcome).inc()
-        self.acquire_s.labels(outcome).observe(duration_s)
+        count, durations = self._acquired[outcome]
+        count.inc()
+        durations.observe(duration_s)
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

@@ -127,6 +127,11 @@ class Manifest(Mapping[str, FileEntry]):
         """Bytes of all files, as a reader sees them."""
         return sum(entry.size for entry in self.files.values())
 
+    @cached_property
+    def rows_json(self) -> str:
+        """The JSON array of {path, digest, size} that leases carry; kept, since a warm hit is mostly this."""
+        return json.dumps([{"path": path, "digest": e.digest, "size": e.size} for path, e in self.files.items()])
+
     def blobs(self) -> dict[Digest, int]:
         """Each distinct content once: digest → size."""
         return {entry.digest: entry.size for entry in self.files.values()}

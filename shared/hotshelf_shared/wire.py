@@ -6,15 +6,17 @@ error and never a silently larger download.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any, Self
 
 from hotshelf_shared.digest import Digest, Revision
 from hotshelf_shared.errors import HotshelfError, InvalidRequest
-from hotshelf_shared.manifest import FileEntry, parse_json
+from hotshelf_shared.manifest import FileEntry, Manifest, parse_json
 from hotshelf_shared.patterns import EVERYTHING, Patterns
 from hotshelf_shared.source import Source
 
@@ -63,6 +65,7 @@ class AcquireRequest:
     client: str | None = None
 
     @classmethod
+    @lru_cache(maxsize=1024)  # workers ask for the same few things again and again, byte for byte
     def parse(cls, data: bytes) -> Self:
         known = ("source", "sources", "revision", "allow_patterns", "ignore_patterns", "timeout_s", "hold_s", "client")
         body = _object(parse_json(data, "the body", InvalidRequest), known, "the body")
@@ -114,7 +117,10 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class LeaseAnswer:
-    """A granted lease. `path` is relative to the store; `kind` is ``tree`` or ``file``; `grant` rises with every grant."""
+    """A granted lease. `path` is relative to the store; `kind` is ``tree`` or ``file``; `grant` rises with every grant.
+
+    `phases` are seconds of a miss: resolve, fetch, verify, commit. A hit has none.
+    """
 
     id: str
     grant: int
@@ -126,6 +132,7 @@ class LeaseAnswer:
     skipped: tuple[Skipped, ...]
     expires_s: float
     store: str = ""
+    phases: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, body: Any) -> Self:
@@ -142,6 +149,7 @@ class LeaseAnswer:
                 skipped=tuple(Skipped(s["path"], s["reason"]) for s in body.get("skipped", ())),
                 expires_s=float(body["expires_s"]),
                 store=str(body.get("store", "")),
+                phases={str(name): float(seconds) for name, seconds in body.get("phases", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, InvalidRequest) as error:
             raise HotshelfError(
@@ -149,19 +157,22 @@ class LeaseAnswer:
                 hint="Client and daemon are of different versions: upgrade the older one.",
             ) from error
 
-    def to_json(self) -> dict[str, Any]:
-        return {
+    def to_json(self) -> str:
+        body: dict[str, Any] = {
             "id": self.id,
             "grant": self.grant,
             "source": self.source,
             "revision": self.revision,
             "path": self.path,
             "kind": self.kind,
-            "files": [{"path": p, "digest": e.digest, "size": e.size} for p, e in self.files.items()],
             "skipped": [{"path": s.path, "reason": s.reason} for s in self.skipped],
             "expires_s": self.expires_s,
             "store": self.store,
         }
+        if self.phases:
+            body["phases"] = {name: round(seconds, 4) for name, seconds in self.phases.items()}
+        rows = self.files.rows_json if isinstance(self.files, Manifest) else Manifest(self.files).rows_json
+        return f'{json.dumps(body)[:-1]}, "files": {rows}}}'
 
 
 @dataclass(frozen=True, slots=True)

@@ -309,8 +309,8 @@ def test_who_joins_a_download_sees_its_progress_too(shared: Daemon, put: Put, wi
         first = start(shared.acquire, source)
         wire.wait_until(lambda it: it.bytes_for(f"{prefix}/unet/diffusion") >= SEGMENT // 2)
         events = stream(shared, {"source": source})
-        joined = next(event for event in events if event["event"] == "progress" and event["bytes_done"] > 0)
-        assert joined["phase"] == "fetch"
+        joined = next(event for event in events if event["phase"] == "fetch")
+        assert joined["bytes_total"] == objects.size_of(tree)
         wire.resume()
         assert list(events)[-1]["event"] == "ready"
         granted(first.result(30))

@@ -23,6 +23,7 @@ from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.origin import Changed
 from hotshelf_daemon.plan import Resolution
 from hotshelf_daemon.shelf import Shelf
+from hotshelf_daemon.store import trees
 from hotshelf_shared.errors import HotshelfError, IntegrityError, Timeout
 from hotshelf_shared.wire import AcquireRequest, LeaseAnswer
 
@@ -42,10 +43,14 @@ class Desk:
         outcome, error = "miss", None
         answers: list[LeaseAnswer] = []
         try:
-            wants = [self._names.want(wish) for wish in request.wishes]
+            wants, holder = [self._names.want(wish) for wish in request.wishes], Holder.of(request, peer)
+            hit = await self._hit(wants, holder)
+            if hit is not None:
+                outcome, answers = "hit", hit
+                return answers
             try:
                 async with asyncio.timeout(request.timeout_s):
-                    outcome, answers = await self._acquire(wants, Holder.of(request, peer), gauge)
+                    outcome, answers = await self._miss(wants, holder, gauge)
             except TimeoutError as late:
                 done = gauge.progress()
                 raise Timeout(
@@ -73,37 +78,43 @@ class Desk:
                     )
                 )
 
-    async def _acquire(self, wants: Sequence[Want], holder: Holder, gauge: Gauge) -> tuple[str, list[LeaseAnswer]]:
+    async def _hit(self, wants: Sequence[Want], holder: Holder) -> list[LeaseAnswer] | None:
+        refs = [ref for ref in self._held(wants) if ref is not None]
+        if len(refs) < len(wants):
+            return None
+        granted = await self._leasing.grant(refs, wants, holder)
+        if granted is not None:
+            for want in wants:
+                self._freshness.hit(want)
+        return granted
+
+    async def _miss(self, wants: Sequence[Want], holder: Holder, gauge: Gauge) -> tuple[str, list[LeaseAnswer]]:
+        """Restarts once when the origin changes meanwhile: then everything is resolved anew."""
+        try:
+            return await self._join(wants, holder, gauge)
+        except Changed:
+            gauge.enter("resolve")
+            return await self._join(wants, holder, gauge)
+
+    async def _join(self, wants: Sequence[Want], holder: Holder, gauge: Gauge) -> tuple[str, list[LeaseAnswer]]:
         refs = self._held(wants)
-        if all(ref is not None for ref in refs):
-            granted = await self._leasing.grant([ref for ref in refs if ref], wants, holder)
-            if granted is not None:
-                for want in wants:
-                    self._freshness.hit(want)
-                return "hit", granted
-        for last in (False, True):
-            refs = self._held(wants)
-            try:
-                cold = [want for want, ref in zip(wants, refs, strict=True) if ref is None]
-                with self._preparer.at_work(cold) as joined:
-                    return "coalesced" if joined else "miss", await self._fetch(wants, refs, holder, gauge)
-            except Changed:
-                if last:
-                    raise
-                gauge.phase = "resolve"
-        raise AssertionError("unreachable")
+        cold = [want for want, ref in zip(wants, refs, strict=True) if ref is None]
+        with self._preparer.at_work(cold) as joined:
+            return "coalesced" if joined else "miss", await self._fetch(wants, refs, holder, gauge)
 
     def _held(self, wants: Iterable[Want]) -> list[RefRow | None]:
         """The ref of each want whose snapshot is ready, else None."""
-        return self._shelf.index.read(lambda db: [self._ready(db, want) for want in wants])
+        refs = self._shelf.index.read(lambda db: [self._ready(db, want) for want in wants])
+        # One lstat a hit: a directory that somebody removed by hand is a miss, and is laid out anew.
+        return [ref if ref is not None and trees.is_there(self._shelf.layout, ref.revision) else None for ref in refs]
 
     def _ready(self, db: sqlite3.Connection, want: Want) -> RefRow | None:
-        ref = snapshots.ref(db, want.key)
+        ref = snapshots.ready_ref(db, want.key)
         if ref is None and (unpinned := self._names.unpinned(want)) is not None:
             # What the unpinned source stands for now is this very revision: nothing to ask the origin for.
-            ref = snapshots.ref(db, unpinned.key)
+            ref = snapshots.ready_ref(db, unpinned.key)
             ref = ref if ref is not None and ref.revision == want.source.pinned else None
-        return ref if ref is not None and snapshots.is_ready(db, ref.revision) else None
+        return ref
 
     async def _fetch(
         self, wants: Sequence[Want], refs: Sequence[RefRow | None], holder: Holder, gauge: Gauge
@@ -126,7 +137,8 @@ class Desk:
             raise
         finally:
             await asyncio.shield(asyncio.create_task(self._preparer.unclaim(promised)))
-        return self._leasing.answers(opened, settled)
+        gauge.enter("ready")
+        return self._leasing.answers(opened, settled, gauge.seconds)
 
     async def _resolve(self, wants: Iterable[Want]) -> dict[str, Resolution]:
         distinct = {want.key: want for want in wants}

@@ -12,7 +12,8 @@ import sqlite3
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from types import MappingProxyType
 
 from hotshelf_daemon.acquire.book import Book
 from hotshelf_daemon.acquire.names import Want
@@ -69,31 +70,39 @@ class Leasing:
         for row in self._shelf.index.read(leases.everything):
             self._book.enter(row, time.monotonic())
 
-    def _row(self, want: Want, holder: Holder) -> LeaseRow:
+    def _row(self, want: Want, holder: Holder, *, revision: Revision | None = None, resolution: str | None = None) -> LeaseRow:
         settings, peer = self._shelf.settings, holder.peer
-        ttl_s = settings.lease_ttl_s if holder.hold_s is None else min(holder.hold_s, settings.lease_hold_max_s)
-        return LeaseRow(secrets.token_hex(16), peer.uid, peer.pid, holder.client, str(want.source), ttl_s)
+        return LeaseRow(
+            id=secrets.token_hex(16),
+            uid=peer.uid,
+            pid=peer.pid,
+            client=holder.client,
+            source=str(want.source),
+            ttl_s=settings.lease_ttl_s if holder.hold_s is None else min(holder.hold_s, settings.lease_hold_max_s),
+            resolution=resolution,
+            revision=revision,
+        )
 
     async def grant(self, refs: Sequence[RefRow], wants: Sequence[Want], holder: Holder) -> list[LeaseAnswer] | None:
         """Leases on ready snapshots, in one transaction; None when one of them went away this very moment."""
-        rows = [replace(self._row(w, holder), revision=r.revision) for w, r in zip(wants, refs, strict=True)]
+        rows = [self._row(want, holder, revision=ref.revision) for want, ref in zip(wants, refs, strict=True)]
 
         def open_all(db: sqlite3.Connection) -> list[LeaseRow]:
             opened = []
             for row, ref in zip(rows, refs, strict=True):
-                opened.append(replace(row, grant=leases.open_(db, row)))
+                opened.append(row.granted(leases.open_(db, row)))
                 snapshots.touch(db, ref.revision, opened[-1].grant)
             source = " ".join(row.source for row in rows)
             journal.request(db, source=source, revision=refs[0].revision, outcome="hit", duration_s=0, uid=holder.peer.uid)
             return opened
 
         try:
-            opened = await self._shelf.index.write(open_all)
+            opened = await self._shelf.index.write_brief(open_all)
         except LookupError:
             return None
         except asyncio.CancelledError:
             # The writer may have opened them by now, or may still: what closes them stands behind that in its queue.
-            await asyncio.shield(asyncio.create_task(self._end([row.id for row in rows])))
+            await asyncio.shield(asyncio.create_task(self.give_up(rows, ())))
             raise
         return self.answers(opened, refs)
 
@@ -106,9 +115,9 @@ class Leasing:
     ) -> list[LeaseRow]:
         """Leases to `hold`, each on a ready revision or on the resolution that will become one; `give_up` knows their ids."""
         return [
-            replace(self._row(want, holder), revision=ref.revision)
+            self._row(want, holder, revision=ref.revision)
             if ref
-            else replace(self._row(want, holder), resolution=resolutions[want.key].id)
+            else self._row(want, holder, resolution=resolutions[want.key].id)
             for want, ref in zip(wants, refs, strict=True)
         ]
 
@@ -121,7 +130,7 @@ class Leasing:
                     db, resolution.id, source=resolution.source, size=resolution.size, files=len(resolution.files)
                 )
                 snapshots.want(db, resolution.id, wanted_digests(resolution))
-            return [replace(row, grant=leases.open_(db, row)) for row in rows]
+            return [row.granted(leases.open_(db, row)) for row in rows]
 
         try:
             return await self._shelf.index.write(hold)
@@ -153,7 +162,10 @@ class Leasing:
 
         await self._shelf.index.write(close)
 
-    def answers(self, rows: Sequence[LeaseRow], refs: Sequence[RefRow]) -> list[LeaseAnswer]:
+    def answers(
+        self, rows: Sequence[LeaseRow], refs: Sequence[RefRow], seconds: Mapping[str, float] = MappingProxyType({})
+    ) -> list[LeaseAnswer]:
+        """From here on the leases run. `seconds` says how long each phase of a miss took."""
         now = time.monotonic()
         for row in rows:
             self._book.enter(row, now)
@@ -169,6 +181,7 @@ class Leasing:
                 skipped=ref.skipped,
                 expires_s=row.ttl_s,
                 store=self._shelf.layout.root,
+                phases=seconds,
             )
             for row, ref in zip(rows, refs, strict=True)
         ]
@@ -194,7 +207,7 @@ class Leasing:
             leases.renew(db, kept)
             leases.close(db, void)
 
-        await self._shelf.index.write(change)
+        await self._shelf.index.write_brief(change)
         self._shelf.metrics.leases.set(len(self._book))
         return kept
 
@@ -217,5 +230,5 @@ class Leasing:
             await self._end(ended)
 
     async def _end(self, ids: Sequence[str]) -> None:
-        await self._shelf.index.write(lambda db: leases.close(db, ids))
+        await self._shelf.index.write_brief(lambda db: leases.close(db, ids))
         self._shelf.metrics.leases.set(len(self._book))

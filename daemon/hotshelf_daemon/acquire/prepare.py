@@ -126,17 +126,18 @@ class Preparer:
 
     async def prepare(self, want: Want, resolution: Resolution, gauge: Gauge, *, prefetch: bool) -> RefRow:
         """The resolution as a ready snapshot with a ref. Raises Changed when its origin moved on meanwhile."""
-        gauge.phase = "fetch"
+        gauge.enter("fetch")
         return await self._preparing.join(resolution.id, lambda: self._prepare(want, resolution, gauge, prefetch))
 
     async def _prepare(self, want: Want, resolution: Resolution, gauge: Gauge, prefetch: bool) -> RefRow:
         try:
             for _ in range(ROUNDS):
                 facts = await self._fetch(want, resolution, prefetch=prefetch)
-                gauge.phase = "verify"
+                gauge.enter("verify")
                 tree, ref = self._decide(want, resolution, facts)
                 await self._check_unchanged(want, resolution)
                 await self._check_documents(want, tree)
+                gauge.enter("commit")
                 try:
                     await materialize(self._shelf, tree, ref, resolution=resolution.id)
                 except BlobsGone as gone:

@@ -89,6 +89,13 @@ def ref(db: sqlite3.Connection, wish: str) -> RefRow | None:
     return _ref(found) if found else None
 
 
+def ready_ref(db: sqlite3.Connection, wish: str) -> RefRow | None:
+    """The ref of a wish whose snapshot is ready: what a hit is."""
+    query = f"SELECT {_REF} FROM refs WHERE wish = ? AND revision IN (SELECT revision FROM snapshots WHERE state = 'ready')"
+    found = db.execute(query, (wish,)).fetchone()
+    return _ref(found) if found else None
+
+
 def refs(db: sqlite3.Connection, source: str | None = None) -> list[RefRow]:
     where, values = ("WHERE source = ?", (source,)) if source is not None else ("", ())
     return [_ref(row) for row in db.execute(f"SELECT {_REF} FROM refs {where} ORDER BY flipped_at DESC", values)]

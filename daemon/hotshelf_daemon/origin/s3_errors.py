@@ -22,12 +22,12 @@ _DENIED_HINTS = {
 
 
 @contextmanager
-def translated(label: str, principal: str, where: str) -> Iterator[None]:
+def translated(label: str, principal: str, where: str, *, doing: str = "read") -> Iterator[None]:
     """Around every call into boto3. `principal` is the access key id: it is named, the secret never."""
     try:
         yield
     except boto.ClientError as error:
-        raise _of_answer(error, label, principal, where) from error
+        raise _of_answer(error, label, f"{principal} may not {doing} {where}", where) from error
     except (boto.NoCredentialsError, boto.PartialCredentialsError, boto.TokenRetrievalError) as error:
         hint = "Set the origin's access_key_id and secret_access_key, or `unsigned: true` for a public bucket."
         raise AccessDenied(f"there are no credentials for {where}", hint=hint) from error
@@ -44,7 +44,7 @@ def translated(label: str, principal: str, where: str) -> Iterator[None]:
         raise OriginUnavailable(f"{label} cannot be reached for {where}: {_first_line(error)}") from error
 
 
-def _of_answer(error: boto.ClientError, label: str, principal: str, where: str) -> HotshelfError:
+def _of_answer(error: boto.ClientError, label: str, denied: str, where: str) -> HotshelfError:
     answer: Any = error.response
     status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
@@ -57,8 +57,8 @@ def _of_answer(error: boto.ClientError, label: str, principal: str, where: str) 
         ours = time.strftime("%H:%M:%S", time.gmtime())
         return OriginUnavailable(f"the clocks differ: here {ours}, at {label} {theirs} (UTC)", hint="Set this clock right.")
     if status in (401, 403):
-        hint = _DENIED_HINTS.get(code, f"Let {principal} list and read it, or use other credentials.")
-        return AccessDenied(f"{said}: {principal} may not read {where}", hint=hint)
+        hint = _DENIED_HINTS.get(code, "Give that key the right to it, or configure another key.")
+        return AccessDenied(f"{said}: {denied}", hint=hint)
     if status == 404:
         return NotFound(f"{where} is not there ({said})")
     if status in (412, 416):

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -39,17 +40,17 @@ class Calls:
         order = AcquireRequest.parse(await request.read())
         gauge = Gauge(" ".join(str(wish.source) for wish in order.wishes))
 
-        async def work() -> dict[str, Any]:
-            return _granted(order, await self.desk.acquire(order, peer, gauge))
+        async def work() -> list[LeaseAnswer]:
+            return await self.desk.acquire(order, peer, gauge)
 
-        async def take_back(body: dict[str, Any]) -> None:
-            answers = body["leases"] if order.several else [body["lease"]]
-            await self.leasing.take_back([answer["id"] for answer in answers])
+        async def take_back(answers: list[LeaseAnswer]) -> None:
+            await self.leasing.take_back([answer.id for answer in answers])
 
         if wire.NDJSON in request.headers.get("Accept", ""):
-            return await stream(request, work(), gauge.progress, take_back)
-        body = await work()
-        return as_json(body if order.several else body["lease"])
+            return await stream(request, work(), gauge.progress, partial(_granted, order), take_back)
+        answers = await work()
+        text = f"{{{_granted(order, answers)}}}" if order.several else answers[0].to_json()
+        return web.Response(body=text.encode(), content_type=wire.JSON)
 
     async def renew(self, request: web.Request, peer: Peer) -> web.StreamResponse:
         order = RenewRequest.parse(await request.read())
@@ -143,9 +144,11 @@ def health(shelf: Shelf) -> list[dict[str, Any]]:
     ]
 
 
-def _granted(order: AcquireRequest, answers: list[LeaseAnswer]) -> dict[str, Any]:
-    bodies = [answer.to_json() for answer in answers]
-    return {"leases": bodies} if order.several else {"lease": bodies[0]}
+def _granted(order: AcquireRequest, answers: list[LeaseAnswer]) -> str:
+    """The member of a JSON object that holds what was granted."""
+    if order.several:
+        return f'"leases": [{", ".join(answer.to_json() for answer in answers)}]'
+    return f'"lease": {answers[0].to_json()}'
 
 
 async def _body(request: web.Request, *known: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -17,6 +17,7 @@ from hotshelf_shared.wire import Progress
 
 log = logging.getLogger(__name__)
 PROGRESS_S = 0.25
+T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -45,8 +46,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     except (ConnectionResetError, asyncio.CancelledError):
         raise
     except Exception as error:
-        log.exception("defect", extra={"path": request.path})
-        return as_problem(HotshelfError(f"an unexpected {type(error).__name__} in hotshelfd"))
+        return as_problem(_as_ours(request, error))
 
 
 def _of_http(request: web.Request, error: web.HTTPException) -> HotshelfError:
@@ -59,11 +59,12 @@ def _of_http(request: web.Request, error: web.HTTPException) -> HotshelfError:
 
 async def stream(
     request: web.Request,
-    work: Coroutine[Any, Any, dict[str, Any]],
+    work: Coroutine[Any, Any, T],
     progress: Callable[[], Progress],
-    undelivered: Callable[[dict[str, Any]], Awaitable[None]],
+    render: Callable[[T], str],
+    undelivered: Callable[[T], Awaitable[None]],
 ) -> web.StreamResponse:
-    """Progress lines while `work` runs, then its ready event or its problem.
+    """Progress lines while `work` runs, then a ready event with the members that `render` makes, or its problem.
 
     A client that goes away cancels the work; a result that cannot be delivered is given to `undelivered`.
     """
@@ -72,16 +73,12 @@ async def stream(
     try:
         await response.prepare(request)
         while not (await asyncio.wait({task}, timeout=PROGRESS_S))[0]:
-            await response.write(_line(progress().to_json()))
+            await response.write(_line(json.dumps(progress().to_json())))
         try:
-            event: dict[str, Any] = {"event": "ready", **task.result()}
-        except HotshelfError as error:
-            event = {"event": "error", "problem": error.to_problem()}
+            line = f'{{"event": "ready", {render(task.result())}}}'
         except Exception as error:
-            log.exception("defect", extra={"path": request.path})
-            defect = HotshelfError(f"an unexpected {type(error).__name__} in hotshelfd")
-            event = {"event": "error", "problem": defect.to_problem()}
-        await response.write(_line(event))
+            line = json.dumps({"event": "error", "problem": _as_ours(request, error).to_problem()}, default=str)
+        await response.write(_line(line))
         await response.write_eof()
     except (ConnectionResetError, asyncio.CancelledError):
         task.cancel()
@@ -91,5 +88,12 @@ async def stream(
     return response
 
 
-def _line(event: dict[str, Any]) -> bytes:
-    return json.dumps(event, default=str).encode() + b"\n"
+def _as_ours(request: web.Request, error: Exception) -> HotshelfError:
+    if isinstance(error, HotshelfError):
+        return error
+    log.error("defect", extra={"path": request.path}, exc_info=error)
+    return HotshelfError(f"an unexpected {type(error).__name__} in hotshelfd")
+
+
+def _line(text: str) -> bytes:
+    return text.encode() + b"\n"

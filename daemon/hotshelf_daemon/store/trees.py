@@ -72,6 +72,10 @@ def _folder(folders: dict[str, int], path: str) -> int:
     return folders[path]
 
 
+def is_there(layout: Layout, revision: Revision) -> bool:
+    return durable.exists(layout["snapshots"], revision.hex)
+
+
 def is_laid_out(layout: Layout, tree: Manifest) -> bool:
     """Whether the directory is there with every link as it should be."""
     root = layout.path(path_of(tree.revision))

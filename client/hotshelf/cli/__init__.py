@@ -1,0 +1,22 @@
+"""The command line: one module per group of verbs, gathered in one `click` group.
+
+Everything machine-readable goes to stdout, everything for eyes (progress, notes, errors) to stderr. The exit code of a
+failure is its error's.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from hotshelf.cli import daemon, index, leasing, shelf
+from hotshelf.cli.verb import hotshelf
+
+__all__ = ["hotshelf", "run"]
+
+for verb in (*leasing.VERBS, *shelf.VERBS, *daemon.VERBS, *index.VERBS):
+    hotshelf.add_command(verb)
+
+
+def run() -> NoReturn:
+    """Exits: usage errors with 2, failed verbs with their error's code."""
+    hotshelf.main(prog_name="hotshelf")

@@ -1,0 +1,190 @@
+"""`hotshelf doctor`: examines a configuration and what it names, and says how to mend what is wrong.
+
+It only looks, works beside a running daemon and without one, and as a worker as well as as the daemon's user. No check
+raises for what it finds, nor keeps another from being made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from itertools import islice
+from typing import Any, Literal
+
+from hotshelf_daemon.config import Settings, share_of
+from hotshelf_daemon.index.connection import NETWORK_FILE_SYSTEMS, file_system_of
+from hotshelf_daemon.origin import s3
+from hotshelf_daemon.origin.s3_errors import translated
+from hotshelf_shared.errors import HotshelfError
+from hotshelf_shared.source import Source
+
+PATIENCE_S = 5.0
+#: S3 refuses requests signed 15 minutes off; this far off there is something to mend.
+SKEW_S = 60.0
+LINKS_LOOKED_AT = 2_000
+_RENAMED_INTO = ("blobs", "snapshots", "manifests", "ingest", "trash")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something wrong: an ``error`` keeps hotshelf from working, a ``warning`` will one day."""
+
+    level: Literal["error", "warning"]
+    check: str
+    message: str
+    fix: str
+
+
+Status = dict[str, Any] | None
+Check = Callable[[Settings, Status], Iterator[Finding]]
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Every check in turn; errors come first. Takes seconds when an origin does not answer."""
+    status, found = _ask(settings.socket)
+    for check in (_store, _index, _room, _layout, _origins):
+        found += check(settings, status)
+    return sorted(found, key=lambda finding: finding.level)
+
+
+def _ask(path: str) -> tuple[Status, list[Finding]]:
+    """What the daemon says of itself, if one can be reached."""
+    connection = http.client.HTTPConnection("hotshelf", timeout=PATIENCE_S)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    with contextlib.closing(connection):
+        try:
+            connection.sock.settimeout(PATIENCE_S)
+            connection.sock.connect(path)
+            status = _get(connection, "/v1/status")
+            health = _get(connection, "/v1/health")
+        except PermissionError:
+            return None, [Finding("error", "socket", f"this user may not connect to {path}{_owner(path)}", _JOIN)]
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            message = f"no daemon answers on {path}: {error}"
+            return None, [Finding("error", "socket", message, "Start hotshelfd, or set HOTSHELF_SOCKET to where it listens.")]
+    if "code" in status:
+        return None, [Finding("error", "socket", str(status.get("detail")), str(status.get("hint")))]
+    wrong = [one["check"] for one in health.get("checks", ()) if not one["ok"]]
+    return status, [Finding("error", name, f"the daemon reports {name} as failed", "See its log.") for name in wrong]
+
+
+_JOIN = "Run with the socket's group as a supplementary group (fsGroup in a pod, --group-add in a container)."
+
+
+def _get(connection: http.client.HTTPConnection, path: str) -> dict[str, Any]:
+    connection.request("GET", path)
+    body = json.loads(connection.getresponse().read())
+    return body if isinstance(body, dict) else {}
+
+
+def _owner(path: str) -> str:
+    try:
+        seen = os.stat(path)
+    except OSError:
+        return ""
+    return f" (mode {stat.S_IMODE(seen.st_mode):04o}, uid {seen.st_uid}, gid {seen.st_gid})"
+
+
+def _store(settings: Settings, status: Status) -> Iterator[Finding]:
+    store = settings.store
+    try:
+        seen = os.stat(store)
+    except OSError as error:
+        yield Finding("error", "store", f"{store}: {error.strerror}", "Mount the shelf there, or set `store` (PIPELINE_STORE).")
+        return
+    if not os.access(store, os.R_OK | os.X_OK):
+        yield Finding("error", "store", f"this user may not read {store}{_owner(store)}", "Join the group of the store.")
+    if status is None and not os.access(store, os.W_OK):
+        yield Finding("warning", "store", f"this user may not write {store}", "hotshelfd must be able to; workers need not.")
+    if seen.st_mode & stat.S_IWOTH:
+        yield Finding("error", "store", f"{store} is writable by everyone", f"chmod o-w {store}")
+    if file_system_of(store) == "overlay":
+        fix = "Mount a volume there: a container's own layer is slow and dies with it."
+        yield Finding("warning", "store", f"{store} lies on overlay", fix)
+
+
+def _index(settings: Settings, _status: Status) -> Iterator[Finding]:
+    kind = file_system_of(os.path.dirname(settings.index_path))
+    if kind in NETWORK_FILE_SYSTEMS or kind.startswith("fuse"):
+        message = f"the index {settings.index_path} lies on {kind}, where SQLite's WAL is not safe"
+        yield Finding("error", "index", message, "Set index.path to a file on a local disk.")
+
+
+def _room(settings: Settings, status: Status) -> Iterator[Finding]:
+    try:
+        room = os.statvfs(settings.store)
+    except OSError:
+        return
+    total, free = room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize
+    held = sum(status["held_bytes"].values()) if status else 0
+    budget = share_of(settings.budget, total)
+    if isinstance(settings.budget, int) and budget > total:
+        message = f"budget is {budget:,} bytes and the file system of {settings.store} has {total:,}"
+        yield Finding("error", "room", message, "Lower `budget`.")
+    elif isinstance(settings.budget, int) and budget - held > free:
+        message = f"budget promises {budget - held:,} more bytes and {free:,} are free: others use the file system too"
+        yield Finding("warning", "room", message, "Lower `budget`, or free the disk.")
+    elif free < total // 100:
+        yield Finding("warning", "room", f"{free:,} of {total:,} bytes are free", "Free the disk, or evict something.")
+    if room.f_files and room.f_favail < 1000:
+        yield Finding("error", "room", f"{room.f_favail} inodes are free at {settings.store}", "Remove small files there.")
+
+
+def _layout(settings: Settings, _status: Status) -> Iterator[Finding]:
+    devices = {}
+    for name in _RENAMED_INTO:
+        with contextlib.suppress(OSError):
+            devices[name] = os.stat(os.path.join(settings.store, name)).st_dev
+    if len(set(devices.values())) > 1:
+        message = f"{', '.join(devices)} in {settings.store} lie on different file systems"
+        yield Finding("error", "layout", message, "Mount one volume at `store`, none below it.")
+    for link in islice(_dangling(os.path.join(settings.store, "snapshots")), 1):
+        yield Finding("error", "layout", f"{link} points at nothing", "hotshelf verify")
+
+
+def _dangling(snapshots: str) -> Iterator[str]:
+    """Links to blobs that are gone, or are not mounted here, among the first so many."""
+    links = (os.path.join(at, name) for at, _, names in os.walk(snapshots) for name in names)
+    return (link for link in islice(links, LINKS_LOOKED_AT) if os.path.islink(link) and not os.path.exists(link))
+
+
+def _origins(settings: Settings, _status: Status) -> Iterator[Finding]:
+    named = (Source.parse(model.source) for model in settings.names.values())
+    buckets = {bucket for origin in settings.origins.values() for bucket in origin.buckets}
+    buckets |= {source.authority for source in named if source.kind == "s3"}
+    if settings.default_bucket:
+        buckets.add(settings.default_bucket)
+    for bucket in sorted(buckets):
+        yield from _bucket(bucket, settings)
+
+
+def _bucket(bucket: str, settings: Settings) -> Iterator[Finding]:
+    """Lists one key, which is what an acquire begins with: endpoint, credentials, bucket and clock at once."""
+    label, origin = s3.bucket(settings, bucket)
+    check = f"origin {label}"
+    principal = origin.access_key_id or ("nobody (unsigned)" if origin.unsigned else "the AWS chain's key")
+    try:
+        with translated(label, principal, f"s3://{bucket}"):
+            answer = s3.client_for(origin, settings).list_objects_v2(Bucket=bucket, MaxKeys=1)
+    except HotshelfError as error:
+        yield Finding("error", check, error.message, error.hint)
+        return
+    skew_s = _skew_s(answer["ResponseMetadata"].get("HTTPHeaders", {}).get("date"))
+    if abs(skew_s) > SKEW_S:
+        message = f"this clock is {abs(skew_s):.0f} s {'ahead of' if skew_s > 0 else 'behind'} {label}'s"
+        yield Finding("warning", check, message, "Set the clock: S3 refuses requests 15 minutes off.")
+
+
+def _skew_s(date: str | None) -> float:
+    try:
+        return time.time() - parsedate_to_datetime(date or "").timestamp()
+    except (TypeError, ValueError):
+        return 0.0

@@ -1,0 +1,42 @@
+"""A scripted daemon, in memory or on a socket, for every test of the client."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hotshelf.client import Client
+from hotshelf.keeper import Keeper
+
+from .fakes import FakeDaemon, UnixServer, socket_path
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOTSHELF_SOCKET", "HOTSHELF_STORE", "PIPELINE_STORE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> FakeDaemon:
+    return FakeDaemon(tmp_path / "shelf")
+
+
+@pytest.fixture
+def server(daemon: FakeDaemon, tmp_path: Path) -> Iterator[UnixServer]:
+    path = socket_path(tmp_path)
+    server = UnixServer(path, daemon).start()
+    yield server
+    server.stop()
+    shutil.rmtree(path.parent, ignore_errors=True)
+
+
+@pytest.fixture
+def client(server: UnixServer) -> Client:
+    """Its keeper stops with the last lease."""
+    client = Client(server.path)
+    client._keepers[""] = Keeper(client.transport, linger_s=0)
+    return client
