@@ -62,6 +62,9 @@ class Desk:
             if isinstance(failure, IntegrityError):
                 self._shelf.metrics.verify_failures.labels("changed" if isinstance(failure, Changed) else "content").inc()
             raise
+        except asyncio.CancelledError:
+            outcome, error = "error", "client_gone"
+            raise
         finally:
             duration = time.monotonic() - began
             self._shelf.metrics.acquired(outcome, duration)
@@ -74,6 +77,7 @@ class Desk:
                     )
                 )
 
+<<<<<<< HEAD
     async def _hit(self, wants: Sequence[Want], holder: Holder) -> list[LeaseAnswer] | None:
         refs = [ref for ref in self._held(wants) if ref is not None]
         if len(refs) < len(wants):
@@ -91,10 +95,33 @@ class Desk:
         except Changed:
             gauge.enter("resolve")
             return await self._fetch(wants, holder, gauge)
+=======
+    async def _acquire(self, wants: Sequence[Want], holder: Holder, gauge: Gauge) -> tuple[str, list[LeaseAnswer]]:
+        refs = self._held(wants)
+        if all(ref is not None for ref in refs):
+            granted = await self._leasing.grant([ref for ref in refs if ref], wants, holder)
+            if granted is not None:
+                for want in wants:
+                    self._freshness.hit(want)
+                return "hit", granted
+        for last in (False, True):
+            refs = self._held(wants)
+            try:
+                cold = [want for want, ref in zip(wants, refs, strict=True) if ref is None]
+                with self._preparer.at_work(cold) as joined:
+                    return "coalesced" if joined else "miss", await self._fetch(wants, refs, holder, gauge)
+            except Changed:
+                if last:
+                    raise
+                gauge.phase = "resolve"
+        raise AssertionError("unreachable")
+>>>>>>> behave
 
     def _held(self, wants: Iterable[Want]) -> list[RefRow | None]:
         """The ref of each want whose snapshot is ready, else None."""
+        return self._shelf.index.read(lambda db: [self._ready(db, want) for want in wants])
 
+<<<<<<< HEAD
         refs = self._shelf.index.read(lambda db: [snapshots.ready_ref(db, want.key) for want in wants])
         # One lstat a hit: a directory that somebody removed by hand is a miss, and is laid out anew.
         return [ref if ref is not None and trees.is_there(self._shelf.layout, ref.revision) else None for ref in refs]
@@ -102,10 +129,24 @@ class Desk:
     async def _fetch(self, wants: Sequence[Want], holder: Holder, gauge: Gauge) -> tuple[str, list[LeaseAnswer]]:
         refs = self._held(wants)
         coalesced = [want.key for want in wants if self._preparer.is_preparing(want)]
+=======
+    def _ready(self, db: sqlite3.Connection, want: Want) -> RefRow | None:
+        ref = snapshots.ref(db, want.key)
+        if ref is None and (unpinned := self._names.unpinned(want)) is not None:
+            # What the unpinned source stands for now is this very revision: nothing to ask the origin for.
+            ref = snapshots.ref(db, unpinned.key)
+            ref = ref if ref is not None and ref.revision == want.source.pinned else None
+        return ref if ref is not None and snapshots.is_ready(db, ref.revision) else None
+
+    async def _fetch(
+        self, wants: Sequence[Want], refs: Sequence[RefRow | None], holder: Holder, gauge: Gauge
+    ) -> list[LeaseAnswer]:
+>>>>>>> behave
         resolutions = await self._resolve([w for w, r in zip(wants, refs, strict=True) if r is None])
-        rows = await self._leasing.hold(wants, refs, resolutions, holder)
+        rows = self._leasing.rows(wants, refs, resolutions, holder)
         promised: list[str] = []
         try:
+            rows = await self._leasing.hold(rows, resolutions)
             promised = await self._preparer.reserve(list(resolutions.values()), evict=True)
             self._preparer.gauge(gauge, self._preparer.missing(resolutions.values()))
             gauge.held_bytes = sum(r.size for r in resolutions.values()) - sum(m.size for m in gauge.meters)
@@ -114,13 +155,17 @@ class Desk:
             opened = [replace(row, revision=ref.revision, resolution=None) for row, ref in zip(rows, settled, strict=True)]
             await self._leasing.settle(opened)
         except BaseException:
-            idle = [resolution for resolution in resolutions.values() if not self._preparer.is_flying(resolution)]
+            idle = [resolution for resolution in resolutions.values() if self._preparer.is_alone(resolution)]
             await asyncio.shield(asyncio.create_task(self._leasing.give_up(rows, idle)))
             raise
         finally:
             await asyncio.shield(asyncio.create_task(self._preparer.unclaim(promised)))
+<<<<<<< HEAD
         gauge.enter("ready")
         return "coalesced" if coalesced else "miss", self._leasing.answers(opened, settled, gauge.seconds)
+=======
+        return self._leasing.answers(opened, settled)
+>>>>>>> behave
 
     async def _resolve(self, wants: Iterable[Want]) -> dict[str, Resolution]:
         distinct = {want.key: want for want in wants}

@@ -6,6 +6,7 @@ under way, never on nothing.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import sqlite3
 import time
@@ -99,15 +100,28 @@ class Leasing:
             opened = await self._shelf.index.write_brief(open_all)
         except LookupError:
             return None
+        except asyncio.CancelledError:
+            # The writer may have opened them by now, or may still: what closes them stands behind that in its queue.
+            await asyncio.shield(asyncio.create_task(self._end([row.id for row in rows])))
+            raise
         return self.answers(opened, refs)
 
-    async def hold(
+    def rows(
         self,
         wants: Sequence[Want],
         refs: Sequence[RefRow | None],
         resolutions: Mapping[str, Resolution],
         holder: Holder,
     ) -> list[LeaseRow]:
+        """Leases to `hold`, each on a ready revision or on the resolution that will become one; `give_up` knows their ids."""
+        return [
+            replace(self._row(want, holder), revision=ref.revision)
+            if ref
+            else replace(self._row(want, holder), resolution=resolutions[want.key].id)
+            for want, ref in zip(wants, refs, strict=True)
+        ]
+
+    async def hold(self, rows: Sequence[LeaseRow], resolutions: Mapping[str, Resolution]) -> list[LeaseRow]:
         """One transaction: a lease on everything, ready or still to come, and roots for the blobs that will be needed."""
 
         def hold(db: sqlite3.Connection) -> list[LeaseRow]:
@@ -116,6 +130,7 @@ class Leasing:
                     db, resolution.id, source=resolution.source, size=resolution.size, files=len(resolution.files)
                 )
                 snapshots.want(db, resolution.id, wanted_digests(resolution))
+<<<<<<< HEAD
             opened = []
             for want, ref in zip(wants, refs, strict=True):
                 if ref is not None:
@@ -124,6 +139,9 @@ class Leasing:
                     row = self._row(want, holder, resolution=resolutions[want.key].id)
                 opened.append(row.granted(leases.open_(db, row)))
             return opened
+=======
+            return [replace(row, grant=leases.open_(db, row)) for row in rows]
+>>>>>>> behave
 
         try:
             return await self._shelf.index.write(hold)
@@ -146,7 +164,7 @@ class Leasing:
             raise Changed(f"{gone} was evicted at this very moment") from gone
 
     async def give_up(self, rows: Sequence[LeaseRow], idle: Iterable[Resolution]) -> None:
-        """The acquire failed: its leases are taken back, and the resolutions that nobody else carries out."""
+        """The acquire failed: its leases are taken back, and the resolutions that nobody else counts on."""
 
         def close(db: sqlite3.Connection) -> None:
             leases.close(db, [row.id for row in rows])
