@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hotshelf.aio import AsyncClient
     from hotshelf.client import Client, acquire, evict, pin, snapshots, status, unpin, verify
     from hotshelf.lease import Lease, Leases
+    from hotshelf.pipelines import PipelineCache, explain, load_pipeline
 
 __version__ = "0.1.0"
 
@@ -21,9 +22,12 @@ __all__ = [
     "Client",
     "Lease",
     "Leases",
+    "PipelineCache",
     "acquire",
     "errors",
     "evict",
+    "explain",
+    "load_pipeline",
     "pin",
     "snapshots",
     "status",
@@ -36,8 +40,11 @@ _HOMES = {
     "Client": "client",
     "Lease": "lease",
     "Leases": "lease",
+    "PipelineCache": "pipelines",
     "acquire": "client",
     "evict": "client",
+    "explain": "pipelines",
+    "load_pipeline": "pipelines",
     "pin": "client",
     "snapshots": "client",
     "status": "client",

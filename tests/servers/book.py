@@ -131,9 +131,9 @@ class Book:
             self._exchanges.append(exchange)
             self._changed.notify_all()
 
-    def note(self, exchange: Exchange, *, sent: int = 0, status: int | None = None, complete: bool = False) -> None:
+    def note(self, exchange: Exchange, *, sent: int = 0, status: int | None = None, complete: bool | None = None) -> None:
         with self._changed:
             exchange.body_bytes += sent
             exchange.status = status if status is not None else exchange.status
-            exchange.complete = exchange.complete or complete
+            exchange.complete = complete if complete is not None else exchange.complete
             self._changed.notify_all()

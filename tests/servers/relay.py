@@ -45,18 +45,19 @@ class Relay:
             before.act(exchange)
         if answer := self._book.due(Answer, exchange):
             self._swallow(request)
-            self._client.socket.sendall(answer.render() + (b"" if exchange.method == "HEAD" else answer.body))
             self._book.note(exchange, status=answer.status, complete=True)
+            self._client.socket.sendall(answer.render() + (b"" if exchange.method == "HEAD" else answer.body))
             return not request.closes
         origin, head = self._ask(request)
         if amend := self._book.due(Amend, exchange):
             amend.act(head)
-        self._book.note(exchange, status=int(head.first[1]))
+        bodyless = exchange.method == "HEAD" or head.first[1] in ("204", "304") or head.length == 0
+        self._book.note(exchange, status=int(head.first[1]), complete=bodyless)
         self._client.socket.sendall(bytes(head))
-        if exchange.method != "HEAD" and head.first[1] not in ("204", "304"):
+        if not bodyless:
             self._spoil_or_send(origin, head, exchange)
-        self._book.note(exchange, complete=True)
-        return not (request.closes or head.closes or (head.length is None and not head.chunked))
+            self._book.note(exchange, complete=True)
+        return not (request.closes or head.closes or (not bodyless and head.length is None and not head.chunked))
 
     def _ask(self, request: Head) -> tuple[Stream, Head]:
         """The origin's connection and the head of its final answer. An idle connection that died is replaced once."""
@@ -119,13 +120,22 @@ class Relay:
                         self._cut_off(cut)
                 if (delay := self._book.rate.delay(count)) > 0 and self._book.stopping.wait(delay):
                     raise CutOff
-                sent = self._client.socket.send(piece[:count])
-                self._book.note(exchange, sent=sent)
-                piece = piece[sent:]
+                piece = piece[self._send(piece[:count], exchange, head.length) :]
             if len(piece):
                 self._client.socket.sendall(piece)
 
         origin.pump_body(head, send, until_close=True)
+
+    def _send(self, piece: memoryview, exchange: Exchange, length: int | None) -> int:
+        """Counted before it is sent, for whoever got the last byte may ask at once; put right if less went out."""
+        count, sent = len(piece), 0
+        self._book.note(exchange, sent=count, complete=exchange.body_bytes + count == length)
+        try:
+            sent = self._client.socket.send(piece)
+        finally:
+            if sent < count:
+                self._book.note(exchange, sent=sent - count, complete=False)
+        return sent
 
     def _cut_off(self, cut: Cut) -> None:
         if cut.reset:

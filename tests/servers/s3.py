@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 REGION = "us-east-1"
 
 
-def s3_client(endpoint_url: str, access_key_id: str, secret_access_key: str, **more: Any) -> S3Client:
+def s3_client(endpoint_url: str, access_key_id: str, secret_access_key: str, *, read_timeout_s: float = 60) -> S3Client:
     """A boto3 client that tries once and adds no checksums of its own (other dialects refuse them)."""
     config = Config(
         request_checksum_calculation="when_required",
@@ -27,12 +27,12 @@ def s3_client(endpoint_url: str, access_key_id: str, secret_access_key: str, **m
         retries={"total_max_attempts": 1},
         s3={"addressing_style": "path"},
         connect_timeout=5,
-        read_timeout=60,
+        read_timeout=read_timeout_s,
         proxies={},
     )
     return boto3.session.Session().client(
         "s3", endpoint_url=endpoint_url, region_name=REGION, aws_access_key_id=access_key_id,
-        aws_secret_access_key=secret_access_key, config=config, **more,
+        aws_secret_access_key=secret_access_key, config=config,
     )  # fmt: skip
 
 
@@ -79,7 +79,7 @@ class S3Origin(abc.ABC):
         return f"http://127.0.0.1:{self.port}"
 
     @contextlib.contextmanager
-    def client(self, **changes: str) -> Iterator[S3Client]:
+    def client(self, **changes: Any) -> Iterator[S3Client]:
         """For this account; `endpoint_url`, `access_key_id` or `secret_access_key` replace its own. Closed at the end."""
         client = s3_client(**{**self._account(), **changes})
         try:

@@ -185,6 +185,10 @@ def test_any_json_is_a_renewal_or_refused_and_nothing_else(fields: dict[str, Any
 # ---- answers
 
 
+def on_the_wire(lease: LeaseAnswer) -> dict[str, Any]:
+    return json.loads(lease.to_json())
+
+
 def answer(**changes: Any) -> LeaseAnswer:
     fields: dict[str, Any] = {
         "id": "l1", "grant": 3, "source": "sdxl", "revision": PIN, "path": "snapshots/x", "kind": "tree", "files": {},
@@ -196,20 +200,20 @@ def answer(**changes: Any) -> LeaseAnswer:
 @given(file_trees(), digests)
 def test_a_lease_travels_unchanged(files: dict[str, Any], revision: Digest) -> None:
     sent = answer(files=files, revision=revision)
-    assert LeaseAnswer.parse(json.loads(json.dumps(sent.to_json()))) == sent
+    assert LeaseAnswer.parse(on_the_wire(sent)) == sent
 
 
 def test_a_lease_on_the_wire_has_the_contracts_fields() -> None:
-    assert {"id", "revision", "path", "kind", "files", "skipped", "expires_s"} <= set(answer().to_json())
+    assert {"id", "revision", "path", "kind", "files", "skipped", "expires_s"} <= set(on_the_wire(answer()))
 
 
 def test_a_lease_of_a_newer_daemon_with_more_fields_is_understood() -> None:
-    assert LeaseAnswer.parse({**answer().to_json(), "mood": "sunny"}) == answer()
+    assert LeaseAnswer.parse({**on_the_wire(answer()), "mood": "sunny"}) == answer()
 
 
 @pytest.mark.parametrize("missing", ["id", "revision", "path", "kind", "files", "expires_s"])
 def test_a_lease_that_lacks_something_says_that_versions_differ(missing: str) -> None:
-    body = answer().to_json()
+    body = on_the_wire(answer())
     del body[missing]
     with pytest.raises(HotshelfError) as refused:
         LeaseAnswer.parse(body)
@@ -225,7 +229,7 @@ def test_a_lease_that_lacks_something_says_that_versions_differ(missing: str) ->
 )  # fmt: skip
 def test_an_answer_that_is_no_lease_says_that_versions_differ(change: dict[str, Any]) -> None:
     with pytest.raises(HotshelfError) as refused:
-        LeaseAnswer.parse({**answer().to_json(), **change})
+        LeaseAnswer.parse({**on_the_wire(answer()), **change})
     assert "versions" in refused.value.hint
 
 

@@ -219,7 +219,7 @@ class Preparer:
         def check() -> None:
             for path, entry in tree.items():
                 if policy.is_document(path, entry.size):
-                    policy.check(path, files.read(self._shelf.layout, entry.digest, entry.size), want.policy)
+                    policy.check(path, files.read(self._shelf.layout, entry.digest, policy.MAX_DOCUMENT_BYTES + 1), want.policy)
 
         await asyncio.to_thread(check)
 

@@ -22,7 +22,9 @@ from hotshelf_shared.wire import nearest
 PREFIX = "HOTSHELF_"
 DEFAULT_CONFIG = "/etc/hotshelf/config.yaml"
 #: Ours, but the client's or the launcher's: not settings of the daemon.
-CLIENT_VARIABLES = frozenset({"HOTSHELF_CONFIG", "HOTSHELF_AUTOSTART", "HOTSHELF_BUNDLE_NAMESPACE"})
+CLIENT_VARIABLES = frozenset(
+    f"HOTSHELF_{name}" for name in ("CONFIG", "AUTOSTART", "BUNDLE_NAMESPACE", "LAUNCH_LOG", "OUTPUT_DIR")
+)
 #: What Kubernetes injects for a Service that happens to be called hotshelf.
 _SERVICE_LINK = re.compile(r"HOTSHELF_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP)\w*)?)\Z")
 _SECRET_FIELDS = ("access_key_id", "secret_access_key", "session_token")

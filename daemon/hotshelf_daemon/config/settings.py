@@ -149,6 +149,8 @@ class Settings(Frozen):
     lease_eof_s: Seconds = 5
     lease_hold_max_s: Seconds = 86_400
     drain_s: Seconds = 10
+    #: Ends the daemon this long after its last connection (embedded mode); None keeps it running.
+    idle_exit_s: Seconds | None = None
     #: An interrupted download that nobody resumes is dropped after this.
     ingest_keep_s: Seconds = 86_400
     max_connections: int = Field(default=1_024, ge=1)
