@@ -95,7 +95,8 @@ async def serve(settings: Settings) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running(shelf: Shelf, stopping: asyncio.Event) -> AsyncIterator[None]:
+async def running(shelf: Shelf, stopping: asyncio.Event | None = None) -> AsyncIterator[None]:
+    """Everything at work on an open shelf; in embedded mode `stopping` is set when nobody has been there for a while."""
     settings, metrics = shelf.settings, shelf.metrics
 
     def decorated(origin: Origin) -> Origin:
@@ -126,7 +127,7 @@ async def running(shelf: Shelf, stopping: asyncio.Event) -> AsyncIterator[None]:
             await stack.enter_async_context(_tcp(shelf))
         sweeping = asyncio.create_task(janitor.run(shelf, leasing, preparer, calls.keepers))
         stack.callback(sweeping.cancel)
-        if settings.idle_exit_s is not None:
+        if settings.idle_exit_s is not None and stopping is not None:
             watching = asyncio.create_task(janitor.stop_when_idle(listening, settings.idle_exit_s, stopping))
             stack.callback(watching.cancel)
         for name, model in settings.names.items():
