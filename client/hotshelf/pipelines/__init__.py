@@ -53,9 +53,10 @@ def load_pipeline(
 ) -> DiffusionPipeline:
     """A diffusers pipeline from `source` (a source, a configured name or an absolute path) with `loras` applied.
 
-    `loras` are paths, or ``{"path", "scale"}``; `device` and `dtype` are names (``"cuda"``, ``"float16"``) or torch's own,
-    `auto` a GPU where there is one, None for the library's default. `attention` is ``auto`` (the fastest kernel that works here), ``flash``, ``native``.
-    `timeout` is in seconds, for everything up to files on disk. `explain(pipe)` says how it was made.
+    `loras` are paths, or ``{"path", "scale"}``; `device` and `dtype` are names (``"cuda"``, ``"float16"``) or torch's own;
+    ``auto`` is a GPU where there is one, None the library's default. `attention` is ``auto`` (the fastest kernel that works
+    here), ``flash`` or ``native``. `timeout` is in seconds, for everything up to files on disk. `explain(pipe)` says how it
+    was made.
     """
     began = time.monotonic()
     _check_supported(compile=compile, lora_mode=lora_mode, snapshot=snapshot)
