@@ -87,6 +87,11 @@ class Lease(_Held):
         return self._answer.skipped
 
     @property
+    def phases(self) -> Mapping[str, float]:
+        """Seconds of what the daemon did for it: resolve, fetch, verify, commit; empty for a hit."""
+        return self._answer.phases
+
+    @property
     def expires_s(self) -> float:
         """How long the daemon keeps it after the last renewal, in seconds."""
         return self._answer.expires_s

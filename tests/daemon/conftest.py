@@ -6,15 +6,22 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import objects
 from tests.conftest import BUCKET
 from tests.daemon_process import Daemon
 from tests.servers.recorder import Recorder
 from tests.servers.seaweedfs import SeaweedFS
 
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+Put = Callable[..., str]
+MakeDaemon = Callable[..., Daemon]
 #: Small, so that small objects come in several segments.
 SEGMENT = 256 << 10
 
@@ -24,6 +31,24 @@ def wire(seaweedfs: SeaweedFS) -> Iterator[Recorder]:
     """The recorder that `shared` reads through. What it saw of one test is told apart by prefix."""
     with Recorder(seaweedfs.endpoint_url) as proxy:
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def s3(seaweedfs: SeaweedFS) -> Iterator[S3Client]:
+    """A client past every recorder: it takes long to make, so tests share it."""
+    with seaweedfs.client() as client:
+        yield client
+
+
+@pytest.fixture
+def put(s3: S3Client, bucket: str, prefix: str) -> Put:
+    """`put(tree)` uploads below this test's prefix, `put(tree, "-x")` below that name; the source it has become."""
+
+    def upload(tree: objects.Tree, suffix: str = "") -> str:
+        objects.upload(s3, bucket, f"{prefix}{suffix}", tree)
+        return f"s3://{bucket}/{prefix}{suffix}"
+
+    return upload
 
 
 @pytest.fixture(scope="module")

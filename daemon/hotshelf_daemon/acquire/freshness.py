@@ -69,6 +69,10 @@ class Freshness:
         return await self._bring(want, await self._preparer.resolve(want))
 
     async def _bring(self, want: Want, resolution: Resolution) -> bool:
+        with self._preparer.at_work([want]):
+            return await self._fetch(want, resolution)
+
+    async def _fetch(self, want: Want, resolution: Resolution) -> bool:
         await self._shelf.index.write(
             lambda db: snapshots.open_resolution(
                 db, resolution.id, source=resolution.source, size=resolution.size, files=len(resolution.files)
@@ -81,7 +85,7 @@ class Freshness:
             ref = await self._preparer.prepare(want, resolution, Gauge(str(want.source)), prefetch=True)
         except BaseException as error:
             why = error.code if isinstance(error, HotshelfError) else type(error).__name__
-            if not self._preparer.is_flying(resolution):
+            if self._preparer.is_alone(resolution):
                 await self._shelf.index.write(lambda db: snapshots.fail_resolution(db, resolution.id, why))
             raise
         finally:

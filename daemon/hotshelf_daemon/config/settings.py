@@ -64,6 +64,14 @@ class OriginSettings(Frozen):
     #: A path to a CA bundle, when the endpoint's certificate is your own.
     ca_bundle: str | None = None
 
+    @field_validator("endpoint_url", "mirrors")
+    @classmethod
+    def _holds_no_credentials(cls, value: Any) -> Any:
+        for url in value if isinstance(value, list) else (value or "",):
+            if "@" in url.partition("://")[2].partition("/")[0]:
+                raise ValueError("holds credentials: put them into access_key_id and secret_access_key")
+        return value
+
 
 class ModelSettings(Frozen):
     """A name for a source; `freeze` keeps it at the revision it has until `refresh`."""
