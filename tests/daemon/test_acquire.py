@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +28,7 @@ from tests.daemon.looking import (
     tree_of,
     value,
 )
-from tests.daemon_process import Daemon, Reply, UnixConnection
+from tests.daemon_process import Daemon, UnixConnection
 from tests.objects import Digest
 from tests.servers.moto import Moto
 from tests.servers.recorder import Recorder
@@ -847,15 +849,39 @@ def test_a_clean_stop_ends_a_download_soon_and_leaves_it_resumable(
 
 # ---- many processes
 
+WORKER = """
+import json, sys, hotshelf
+with hotshelf.acquire(sys.argv[1], timeout=120) as lease:
+    sizes = {path: (lease.path / path).stat().st_size for path in lease.files}
+    print(json.dumps({"revision": lease.revision, "sizes": sizes}), flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_sixteen_processes_cold_at_once_cost_the_origin_each_byte_once(
+    shared: Daemon, put: Put, wire: Recorder, prefix: str
+) -> None:
+    tree = objects.model(prefix, unet=160 * objects.MIB, text_encoder=32 * objects.MIB, vae=16 * objects.MIB)
+    assert objects.size_of(tree) >= 200_000_000
+    source = put(tree)
+    argv = [sys.executable, "-c", WORKER, source]
+    with contextlib.ExitStack() as stack:
+        workers = [
+            stack.enter_context(
+                subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=shared.environment)
+            )
+            for _ in range(16)
+        ]
+        told = [json.loads(worker.stdout.readline()) for worker in workers if worker.stdout]
+        assert leases_on(shared, source) == 16
+    assert [worker.returncode for worker in workers] == [0] * 16
+    assert {each["revision"] for each in told} == {objects.manifest_of(tree).revision}
+    assert all(each["sizes"] == {path: len(data) for path, data in tree.items()} for each in told)
+    assert wire.bytes_for(prefix) / objects.size_of(tree) == 1.00
+    wait_until(lambda: leases_on(shared, source) == 0, what="the leases of processes that ended")
+
 
 @pytest.fixture(scope="module")
 def moto_daemon(moto: Moto, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     with Daemon(tmp_path_factory.mktemp("moto-daemon"), origins={"moto": moto.settings("weights")}) as daemon:
         yield daemon
-
-
-def test_replies_are_what_they_say(shared: Daemon) -> None:
-    """`refused` and `granted` look at what the others rely on."""
-    reply = shared.acquire("no-such-model")
-    assert isinstance(reply, Reply)
-    assert reply.headers["content-type"] == "application/problem+json"

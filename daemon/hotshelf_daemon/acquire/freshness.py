@@ -56,7 +56,9 @@ class Freshness:
         """Whether the ref flipped to a new revision. Raises what its origin does."""
         resolution = await self._preparer.resolve(want)
         ref = self._shelf.index.read(lambda db: snapshots.ref(db, want.key))
-        if ref is not None and ref.listing == resolution.id:
+        if ref is None:
+            return False  # evicted while we asked: nothing to keep fresh, and no reason to bring it back
+        if ref.listing == resolution.id:
             await self._shelf.index.write(lambda db: snapshots.mark_checked(db, want.key))
             return False
         return await self._bring(want, resolution)

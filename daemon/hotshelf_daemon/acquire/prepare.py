@@ -101,12 +101,12 @@ class Preparer:
                 for item, row in zip(items, rows, strict=True)
                 if row is None
             ]
-            promised = [row.id for row in rows if row is not None]
-            with self._claimed(promised):
+            found = [row.id for row in rows if row is not None]
+            with self._claimed(found):
                 await collect.make_room(self._shelf, sum(row.size for row in new), active=self.busy(), evict=evict)
                 await self._shelf.index.write(lambda db: ingests.reserve(db, new))
-                promised += [row.id for row in new]
-                self._claims.update(promised)
+                promised = [*found, *(row.id for row in new)]
+                self._claims.update(promised)  # until `unclaim`: nobody makes room with what is reserved here
         return promised
 
     async def unclaim(self, promised: Sequence[str]) -> None:
