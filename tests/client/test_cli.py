@@ -49,8 +49,8 @@ VERBS = dict(commands(hotshelf))
 
 
 class TestEveryVerb:
-    def test_the_verbs_are_those_of_the_contract(self) -> None:
-        assert set(VERBS) == {
+    def test_the_verbs_of_the_contract_are_there(self) -> None:
+        assert set(VERBS) >= {
             *("acquire", "ls", "show", "pin", "unpin", "evict", "health", "doctor", "push"),
             *("config show", "config validate", "db uri", "db query", "db export"),
         }
