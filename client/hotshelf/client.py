@@ -21,6 +21,7 @@ from hotshelf.keeper import Keeper, free
 from hotshelf.lease import Lease, Leases
 from hotshelf.ledger import Hold
 from hotshelf.transport import Transport, ask
+from hotshelf.unix import UnixTransport  # not on first use: a fork amid that import would hang the child on its lock
 from hotshelf_shared.errors import BadConfiguration, HotshelfError
 from hotshelf_shared.wire import LeaseAnswer
 
@@ -53,8 +54,6 @@ class Client:
     def transport(self) -> Transport:
         """The way to the daemon; in embedded mode, one that starts it."""
         if self._transport is None:
-            from hotshelf.unix import UnixTransport
-
             socket = self._socket or os.environ.get("HOTSHELF_SOCKET")
             if not embedded.wanted(self._autostart):
                 self._transport = UnixTransport(os.fspath(socket or DEFAULT_SOCKET))

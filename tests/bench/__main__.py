@@ -1,22 +1,25 @@
-"""All benchmarks, one after another, each in a process of its own: `python -m tests.bench [NAME…]`."""
+"""`make bench`: every benchmark, one after the other, or those named: `make bench ARGS=hit`."""
 
 from __future__ import annotations
 
-import pathlib
-import subprocess
+import argparse
+import runpy
 import sys
 
-HERE = pathlib.Path(__file__).parent
+BENCHMARKS = ("hit", "ready")
 
 
-def main() -> int:
-    names = sys.argv[1:] or sorted(path.stem for path in HERE.glob("*.py") if not path.stem.startswith("_"))
-    for name in names:
-        print(f"== {name}", flush=True)
-        if status := subprocess.run([sys.executable, "-m", f"tests.bench.{name}"], check=False).returncode:
-            return status
-    return 0
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="tests.bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all of them by default")
+    given = parser.parse_args()
+    if unknown := set(given.names) - set(BENCHMARKS):
+        parser.error(f"there is no benchmark {', '.join(sorted(unknown))}")
+    for name in given.names or BENCHMARKS:
+        print(f"-- {name}", flush=True)
+        sys.argv = [f"tests.bench.{name}"]
+        runpy.run_module(f"tests.bench.{name}", run_name="__main__")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
-import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner, Result
 
-from hotshelf.cli import hotshelf, progress
-from hotshelf.cli.output import FORMATS, Output, size, table
+from hotshelf.cli import hotshelf
+from hotshelf.cli.output import FORMATS, table
 from hotshelf.transport import Reply, Request
 from hotshelf_shared.digest import Digest
 from hotshelf_shared.errors import BY_CODE, AccessDenied, HotshelfError
-from hotshelf_shared.wire import Progress
 
+from .conftest import Run
 from .fakes import FakeDaemon, UnixServer
 
-Run = Callable[..., Result]
 REVISION = Digest.of(b"sdxl")
 SNAPSHOT = {
     "revision": REVISION,
@@ -42,14 +37,6 @@ SNAPSHOT = {
 }
 
 
-@pytest.fixture
-def run(server: UnixServer) -> Run:
-    def run(*words: str) -> Result:
-        return CliRunner().invoke(hotshelf, ["--socket", str(server.path), *words], prog_name="hotshelf")
-
-    return run
-
-
 def commands(group: click.Group, *names: str) -> Iterator[tuple[str, click.Command]]:
     for name, command in sorted(group.commands.items()):
         if isinstance(command, click.Group):
@@ -62,8 +49,8 @@ VERBS = dict(commands(hotshelf))
 
 
 class TestEveryVerb:
-    def test_the_verbs_are_those_of_the_contract(self) -> None:
-        assert set(VERBS) == {
+    def test_the_verbs_of_the_contract_are_there(self) -> None:
+        assert set(VERBS) >= {
             *("acquire", "ls", "show", "pin", "unpin", "evict", "health", "doctor", "push"),
             *("config show", "config validate", "db uri", "db query", "db export"),
         }
@@ -253,88 +240,6 @@ class TestTheDaemonsSide:
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == "The hotshelf command needs more: pip install 'hotshelf[cli]'\n"
-
-
-class TestTheIndex:
-    @pytest.fixture
-    def store(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        folder = tmp_path / "a shelf"
-        (folder / "index").mkdir(parents=True)
-        with sqlite3.connect(folder / "index" / "index.db") as db:
-            db.execute("CREATE TABLE secrets (n)")
-            db.execute("CREATE VIEW v_waste AS SELECT 'blob' AS kind, 3 AS bytes UNION ALL SELECT 'a,b', NULL")
-        db.close()
-        monkeypatch.setenv("HOTSHELF_STORE", str(folder))
-        return folder
-
-    def test_the_uri_is_read_only_and_opens(self, run: Run, store: Path) -> None:
-        uri = run("db", "uri").stdout.strip()
-        assert uri == f"file:{str(store).replace(' ', '%20')}/index/index.db?mode=ro"
-        db = sqlite3.connect(uri, uri=True)
-        with pytest.raises(sqlite3.OperationalError, match="readonly"):
-            db.execute("INSERT INTO secrets VALUES (1)")
-        db.close()
-
-    def test_the_daemon_is_asked_where_it_is_when_nothing_says_so(self, run: Run, daemon: FakeDaemon) -> None:
-        daemon.looks["GET", "/v1/status"] = lambda _: Reply({"index": "/local/index.db"})
-        assert run("db", "uri").stdout == "file:/local/index.db?mode=ro\n"
-
-    def test_a_query_is_a_table_or_rows(self, run: Run, store: Path) -> None:
-        select = "SELECT kind, bytes FROM v_waste"
-        assert run("db", "query", select).stdout.splitlines() == ["KIND  BYTES", "blob      3", "a,b"]
-        assert run("db", "query", select, "--format", "quiet").stdout == "blob\t3\na,b\t\n"
-        assert json.loads(run("db", "query", select, "--format", "json").stdout)[0] == {"kind": "blob", "bytes": 3}
-
-    @pytest.mark.parametrize("sql", ["INSERT INTO secrets VALUES (1)", "SELEC 1", "SELECT 1; SELECT 2", "SELECT ?"])
-    def test_anything_but_one_select_is_refused(self, run: Run, store: Path, sql: str) -> None:
-        assert run("db", "query", sql).exit_code == 2
-
-    def test_a_view_is_exported(self, run: Run, store: Path) -> None:
-        rows = list(csv.reader(io.StringIO(run("db", "export", "v_waste", "--as", "csv").stdout)))
-        assert rows == [["kind", "bytes"], ["blob", "3"], ["a,b", ""]]
-        assert json.loads(run("db", "export", "v_waste").stdout)[1] == {"kind": "a,b", "bytes": None}
-
-    def test_only_views_are_exported(self, run: Run, store: Path) -> None:
-        result = run("db", "export", "v_wast")
-        assert (result.exit_code, "v_waste" in result.stderr) == (3, True)
-        assert run("db", "export", "secrets").exit_code == 3
-
-    def test_no_index_is_not_found(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("HOTSHELF_STORE", "/nowhere")
-        result = run("db", "query", "SELECT 1")
-        assert (result.exit_code, "/nowhere" in result.stderr) == (3, True)
-
-    def test_what_is_no_index_is_said_so(self, run: Run, store: Path) -> None:
-        (store / "index" / "index.db").write_bytes(b"not a database" * 100)
-        assert run("db", "query", "SELECT 1").exit_code == 1
-
-
-class TestProgress:
-    def test_lines_come_once_a_second_at_the_most(self, capsys: pytest.CaptureFixture[str]) -> None:
-        times = iter([0.0, 0.0, 0.4, 0.9, 1.1, 1.1, 1.5])
-        with progress.shown(Output("human"), now=lambda: next(times)) as show:
-            for done in range(5):
-                show(Progress("fetching", done, 10))
-        assert len(capsys.readouterr().err.splitlines()) == 2
-
-    def test_a_terminal_gets_a_bar_with_bytes_rate_and_time_left(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        class Terminal(io.StringIO):
-            def isatty(self) -> bool:
-                return True
-
-        terminal = Terminal()
-        monkeypatch.setattr("sys.stderr", terminal)
-        monkeypatch.setenv("TERM", "xterm")
-        monkeypatch.setenv("COLUMNS", "160")
-        with progress.shown(Output("human")) as show:
-            show(Progress("fetching", 5_000_000, 10_000_000, 2_000_000.0, 2.5, source="s3://weights/[sdxl]"))
-        drawn = terminal.getvalue()
-        for part in ("fetching s3://weights/[sdxl]", "5.0 MB of 10.0 MB", "2.0 MB/s", "2 s left"):
-            assert part in drawn
-
-    @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2e18, "2000.0 PB")])
-    def test_sizes_are_short(self, count: float, text: str) -> None:
-        assert size(count) == text
 
 
 def test_the_options_in_the_examples_exist() -> None:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import pathlib
+import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from hotshelf_daemon import app
 from hotshelf_daemon.config import load
-from hotshelf_daemon.metrics import Metrics
 from tests.daemon_process import Reply, call
+from tests.waiting import wait_until
 
 
 class Inside:
@@ -34,6 +36,12 @@ class Inside:
     def evict(self, revision: str) -> None:
         self._good(call(self.socket, "DELETE", f"/v1/snapshots/{revision}"))
 
+    def is_ready(self) -> bool:
+        try:
+            return call(self.socket, "GET", "/v1/health").status == 200
+        except OSError:
+            return False
+
     @staticmethod
     def _good(reply: Reply) -> Reply:
         assert reply.status < 300, reply
@@ -45,18 +53,23 @@ def run_inside(
 ) -> None:
     """Starts the daemon on `store`, tells it the story from another thread, and stops it cleanly when that returns."""
     logging.disable(logging.CRITICAL)
-    flags = {"store": str(store), "socket": str(socket), "listen": "", "roots": [str(origin)], **settings}
+    flags = {"store": str(store), "socket": str(socket), "listen": "", "page_listen": "", "roots": [str(origin)], **settings}
+    daemon = Inside(store, socket, origin)
+
+    def tell() -> None:
+        wait_until(daemon.is_ready, what="the daemon to answer")
+        story(daemon)
 
     async def live() -> None:
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(1, thread_name_prefix="default"))
-        shelf = await asyncio.to_thread(app.open_shelf, load(flags, {}).settings, Metrics("test"))
-        try:
-            async with app.running(shelf):
-                with ThreadPoolExecutor(1, thread_name_prefix="story") as teller:
-                    await loop.run_in_executor(teller, story, Inside(store, socket, origin))
-        finally:
-            await asyncio.to_thread(shelf.index.close)
-            shelf.layout.close()
+        serving = asyncio.create_task(app.serve(load(flags, {}).settings))
+        with ThreadPoolExecutor(1, thread_name_prefix="story") as teller:
+            told = loop.run_in_executor(teller, tell)
+            await asyncio.wait({serving, told}, return_when=asyncio.FIRST_COMPLETED)
+            if not serving.done():
+                os.kill(os.getpid(), signal.SIGTERM)
+            await serving
+            await told
 
     asyncio.run(live())

@@ -14,8 +14,9 @@ from hotshelf_daemon import app
 from hotshelf_daemon.config import load
 from hotshelf_daemon.metrics import Metrics
 from hotshelf_daemon.recover import recover
+from hotshelf_shared.digest import Digest
 from hotshelf_shared.errors import HotshelfError
-from hotshelf_shared.manifest import Manifest
+from hotshelf_shared.manifest import FileEntry, Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +38,20 @@ def visible_wrongs(store: pathlib.Path) -> Iterator[str]:
         if digest_of(blob) != f"sha256:{blob.name}":
             yield f"the visible blob {blob.name} holds other bytes"
     for folder in sorted((store / "snapshots").glob("*")):
-        for link in (path for path in folder.rglob("*") if not path.is_dir()):
-            if not link.is_symlink() or not link.exists():
-                yield f"the visible snapshot {folder.name} has a broken {link.relative_to(folder)}"
+        links = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+        if any(not link.is_symlink() or not link.exists() for link in links):
+            yield f"the visible snapshot {folder.name} has a broken link"
+        elif revision_of(folder, links) != f"sha256:{folder.name}":
+            yield f"the visible snapshot {folder.name} is not all there"
+
+
+def revision_of(folder: pathlib.Path, links: list[pathlib.Path]) -> str:
+    """What the links of a snapshot make it, whatever it is called."""
+    entries = {}
+    for link in links:
+        blob = link.resolve()
+        entries[str(link.relative_to(folder))] = FileEntry(Digest.from_hex(blob.name), blob.stat().st_size)
+    return Manifest.of(entries).revision
 
 
 def wrongs_after_restart(store: pathlib.Path, promises: Iterable[Promise]) -> Iterator[str]:

@@ -8,6 +8,7 @@ import os
 import pathlib
 import struct
 import subprocess
+import tempfile
 from collections.abc import Iterator
 
 from tests.waiting import wait_until
@@ -28,9 +29,10 @@ class Volume:
     """Mounted at `path`. `cut()` ends it as a power cut would; `mount()` brings back what had reached the disk."""
 
     def __init__(self, folder: pathlib.Path, kind: str, size_mib: int) -> None:
-        self.image, self.path = folder / f"{kind}.img", folder / "mounted"
+        number, image = tempfile.mkstemp(suffix=".img", dir=folder)  # never one that a loop device may still hold
+        self.image, self.path = pathlib.Path(image), folder / "mounted"
         self.path.mkdir(exist_ok=True)
-        with self.image.open("wb") as file:
+        with os.fdopen(number, "wb") as file:
             file.truncate(size_mib << 20)
         _run(*_MKFS[kind], self.image)
 
@@ -63,3 +65,4 @@ def mounted(folder: pathlib.Path, kind: str = "ext4", size_mib: int = 320) -> It
         yield volume
     finally:
         subprocess.run(["umount", "-l", str(volume.path)], check=False, capture_output=True)
+        volume.image.unlink()

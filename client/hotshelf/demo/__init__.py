@@ -38,7 +38,7 @@ def play(out: Path, console: Console) -> dict[str, Any]:
         console.print(f"[bold]1[/] {stage.server.name} on loopback; the link to it carries {RATE / 1e6:g} MB/s")
         for folder, name in (
             (DATA / "model", "shapes"),
-            *((DATA / "loras" / lora, f"loras/{lora}") for lora in ("night", "outline")),
+            *((DATA / "loras" / lora, f"loras/{lora}") for lora in LORAS),
         ):
             report = stage.push(folder, name)
             console.print(f"  hotshelf push {folder.name} s3://weights/{name}   [dim]{report['size'] / 1e6:.1f} MB[/]")

@@ -54,6 +54,7 @@ def waterfall(path: Path, title: str, rows: Sequence[tuple[str, list[Bar]]]) -> 
     end = max(bar.start + bar.length for _, row in rows for bar in row)
     scale = (WIDTH - LEFT - 40) / end
     pen.text((24, 20), title, fill=INK, font=_font(20))
+    _axis(pen, end, scale, TOP + sum(ROW * count + 26 for count in lanes))
     top = TOP
     for (name, row), count in zip(rows, lanes, strict=True):
         total = max(bar.start + bar.length for bar in row)
@@ -66,7 +67,6 @@ def waterfall(path: Path, title: str, rows: Sequence[tuple[str, list[Bar]]]) -> 
             if right - left > 64:
                 pen.text((left + 6, y + 6), f"{bar.phase} {bar.length:.2f}", fill=PAPER, font=_font(14))
         top += ROW * count + 26
-    _axis(pen, end, scale, top)
     _legend(pen, top + 34)
     picture.save(path)
 

@@ -23,7 +23,7 @@ from hotshelf.demo.children import running, stop
 from hotshelf.demo.origin import ACCESS_KEY_ID, BUCKET, SECRET_ACCESS_KEY, Link
 from hotshelf_shared.errors import HotshelfError
 
-LORAS = ["night", "outline"]
+LORAS = ["night", "pink"]
 WORKER_WAIT_S = 600.0
 PRELOAD_WAIT_S = 120.0
 
@@ -77,7 +77,7 @@ class Stage:
 
     def draw(self, name: str, prompt: str, loras: list[dict[str, Any]], seed: int) -> dict[str, Any]:
         """One job in a new worker process; the handler's answer, with `process_s` and the picture as NAME.png."""
-        call = {"num_inference_steps": 12, "guidance_scale": 2.5}
+        call = {"num_inference_steps": 12, "guidance_scale": 2.0}
         job = {"id": name, "input": {"model": "shapes", "prompt": prompt, "loras": loras, "seed": seed, **call}}
         output, seconds = self.run("-m", "hotshelf.handler", "--test_input", json.dumps(job))
         answer: dict[str, Any] = json.loads(output)
@@ -150,7 +150,7 @@ def _config(port: int) -> str:
     """JSON is YAML."""
     endpoint = {"endpoint_url": f"http://127.0.0.1:{port}", "region": "us-east-1", "buckets": [BUCKET]}
     keys: Mapping[str, str] = {"access_key_id": ACCESS_KEY_ID, "secret_access_key": SECRET_ACCESS_KEY}
-    loras = {name: {"source": f"s3://{BUCKET}/loras/{name}", "preload": True} for name in ("night", "outline")}
+    loras = {name: {"source": f"s3://{BUCKET}/loras/{name}", "preload": True} for name in LORAS}
     body = {
         "origins": {"demo": {**endpoint, **keys}},
         "models": {"shapes": {"source": f"s3://{BUCKET}/shapes"}},

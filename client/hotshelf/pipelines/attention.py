@@ -69,19 +69,31 @@ def _refusal(backend: str, package: str | None, device: str, dtype: str) -> str 
 
 def _probe(backend: str, device: str, dtype: str) -> None:
     import torch
-    from diffusers.models.attention_dispatch import attention_backend, dispatch_attention_fn
+    from diffusers.models import attention_dispatch as dispatch
 
+    name = dispatch.AttentionBackendName(backend)
+    dispatch._check_attention_backend_requirements(name)
     query = torch.zeros(1, 16, 2, 64, device=device, dtype=getattr(torch, dtype))
-    with torch.inference_mode(), attention_backend(backend):
-        dispatch_attention_fn(query, query, query)
+    with torch.inference_mode():
+        dispatch.dispatch_attention_fn(query, query, query, backend=name)
     torch.cuda.synchronize(device)
 
 
 def apply(attention: Attention, modules: dict[str, torch.nn.Module]) -> None:
-    """Sets it on every component that can be told. `native` is what diffusers does by itself and needs no telling."""
+    """Sets it on every component that can be told. `native` is what diffusers does by itself and needs no telling.
+
+    Telling one component makes diffusers prefer that kernel in the whole process: undone, since another pipeline may be
+    on a device or in a dtype that it does not take.
+    """
     if attention.backend == "native":
         return
-    for module in modules.values():
-        tell = getattr(module, "set_attention_backend", None)
-        if tell is not None:
-            tell(attention.backend)
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry as registry
+
+    before, _ = registry.get_active_backend()
+    try:
+        for module in modules.values():
+            tell = getattr(module, "set_attention_backend", None)
+            if tell is not None:
+                tell(attention.backend)
+    finally:
+        registry.set_active_backend(before)

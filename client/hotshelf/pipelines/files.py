@@ -5,24 +5,23 @@ Nothing here imports torch: it runs while torch is being imported.
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hotshelf.client import Client
 from hotshelf.lease import Lease
+from hotshelf.pipelines import local, needs
 from hotshelf.pipelines.order import LoraOrder, PipelineOrder
-from hotshelf_shared.digest import Digest
-from hotshelf_shared.errors import InvalidRequest, NotFound
+from hotshelf_shared.digest import Digest, Revision
+from hotshelf_shared.errors import InvalidRequest, NotFound, OriginUnavailable
 from hotshelf_shared.manifest import FileEntry, Manifest
+from hotshelf_shared.patterns import Patterns
 from hotshelf_shared.wire import Progress
 
-INDEX = "model_index.json"
-WEIGHT_ENDINGS = (".safetensors", ".sft")
+OnProgress = Callable[[Progress], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +30,13 @@ class BaseFiles:
 
     path: Path
     files: Mapping[str, FileEntry]
+    revision: Revision
     lease: Lease | None = None
-
-    @property
-    def revision(self) -> Digest:
-        return Manifest.of(self.files).revision if self.lease is None else self.lease.revision
 
     def component(self, name: str) -> Digest:
         """The identity of one component: the revision of the files in its folder."""
         below = f"{name}/"
         return Manifest.of({path: entry for path, entry in self.files.items() if path.startswith(below)}).revision
-
-    def index(self) -> dict[str, Any]:
-        return read_index(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,149 +49,114 @@ class LoraFile:
     lease: Lease | None = None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Files:
-    """All that one pipeline is built from."""
+    """All that one pipeline is built from. A lease is freed when nothing that was made from these files is left."""
 
     base: BaseFiles
-    loras: list[LoraFile] = field(default_factory=list)
-    seconds: float = 0.0
+    index: Mapping[str, Any]
+    loras: tuple[LoraFile, ...] = ()
+    seconds: float = field(default=0.0, compare=False)
 
     @property
-    def leases(self) -> list[Lease]:
-        held = [self.base.lease, *(lora.lease for lora in self.loras)]
-        return [lease for lease in held if lease is not None]
+    def leases(self) -> tuple[Lease, ...]:
+        held = (self.base.lease, *(lora.lease for lora in self.loras))
+        return tuple(lease for lease in held if lease is not None)
 
-    def release(self) -> None:
+    @property
+    def base_leases(self) -> tuple[Lease, ...]:
+        return () if self.base.lease is None else (self.base.lease,)
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """Seconds of what the daemon did for them (fetch, verify, …); they were acquired together, so the longest counts."""
+        seconds: dict[str, float] = {}
         for lease in self.leases:
-            lease.release()
+            for name, took in lease.phases.items():
+                seconds[name] = max(took, seconds.get(name, 0.0))
+        return seconds
+
+    @property
+    def unleased(self) -> Files:
+        """The same, holding nothing."""
+        return replace(self, base=replace(self.base, lease=None), loras=tuple(replace(lora, lease=None) for lora in self.loras))
 
 
-def gather(client: Client, order: PipelineOrder, on_progress: Callable[[Progress], object] | None) -> Files:
+def gather(client: Client, order: PipelineOrder, on_progress: OnProgress | None) -> Files:
     """Everything on this machine, verified and held. Base and LoRAs are acquired all or nothing.
 
     Raises what `acquire` does, and InvalidRequest when the source is no diffusers pipeline.
     """
     began = time.monotonic()
     deadline = began + order.timeout_s
-    wanted: list[dict[str, Any]] = []
-    local = order.source.startswith("/")
-    if not local:
-        wanted.append(_base_wish(client, order, deadline))
+    at_home = _local_base(order) if order.source.startswith("/") else None
+    wanted: list[dict[str, Any]] = [] if at_home else [_base_wish(client, order, deadline, on_progress)]
     wanted += [{"source": lora.path} for lora in order.loras if not lora.path.startswith("/")]
-    left = max(0.05, deadline - time.monotonic())
-    leases = list(client.acquire(wanted, timeout=left, on_progress=on_progress)) if wanted else []
+    leases = list(client.acquire(wanted, timeout=_left(deadline), on_progress=on_progress)) if wanted else []
     try:
-        base = _local_base(order) if local else BaseFiles(leases[0].path, leases[0].files, leases[0])
-        remote = iter(leases if local else leases[1:])
-        loras = [_local_lora(lora) if lora.path.startswith("/") else _leased_lora(lora, next(remote)) for lora in order.loras]
-        read_index(base.path)
+        granted = iter(leases)
+        base = at_home or _leased_base(next(granted))
+        loras = tuple(_local_lora(one) if one.path.startswith("/") else _leased_lora(one, next(granted)) for one in order.loras)
+        return Files(base, needs.read_index(base.path), loras, time.monotonic() - began)
     except BaseException:
         for lease in leases:
             lease.release()
         raise
-    return Files(base, loras, time.monotonic() - began)
 
 
-def _base_wish(client: Client, order: PipelineOrder, deadline: float) -> dict[str, Any]:
+def _base_wish(client: Client, order: PipelineOrder, deadline: float, on_progress: OnProgress | None) -> dict[str, Any]:
     """The base with the patterns given, or with those that its own model_index.json asks for."""
     wish: dict[str, Any] = {"source": order.source}
     if order.revision is not None:
         wish["revision"] = order.revision
     if order.patterns is not None:
-        if order.patterns.allow is not None:
-            wish["allow_patterns"] = list(order.patterns.allow)
-        return {**wish, "ignore_patterns": list(order.patterns.ignore)}
+        return wish | _globs(order.patterns)
     try:
-        first = client.acquire({**wish, "allow_patterns": [INDEX]}, timeout=max(0.05, deadline - time.monotonic()))
+        wanted = {**wish, "allow_patterns": [needs.INDEX]}
+        first = client.acquire(wanted, timeout=_left(deadline), on_progress=on_progress)
     except NotFound as error:
         if "patterns leave nothing" in error.message:
-            raise _no_pipeline(order.source) from error
+            raise needs.no_pipeline(order.source) from error
         raise
+    except OriginUnavailable:
+        return wish  # never asked for in part, perhaps, but held as a whole: preloaded, say
     with first:
-        index = read_index(first.path)
-    return {**wish, **needed(index, order.variant)}
+        index = needs.read_index(first.path)
+    patterns = needs.patterns(index, order.variant)
+    if order.variant is not None:
+        with client.acquire(wish | _globs(patterns), timeout=_left(deadline), on_progress=on_progress) as found:
+            patterns = needs.patterns(index, order.variant, needs.lacking(index, found.files))
+    return wish | _globs(patterns)
 
 
-def needed(index: Mapping[str, Any], variant: str | None) -> dict[str, list[str]]:
-    """The patterns of what `from_pretrained` will read: the index and each component's folder, one variant's weights.
-
-    Other formats, other variants and whatever else lies in the repository stay where they are.
-    """
-    folders = [name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None]
-    ignore = ["*.bin", "*.msgpack", "*.h5", "*.onnx", "*.onnx_data", "*.xml", "*.ot", "*.ckpt", "*.pt", "*.pth"]
-    if variant is None:
-        ignore += [f"*.{other}.safetensors" for other in ("fp16", "bf16", "fp32", "non_ema")]
-        ignore += [f"*.{other}-*.safetensors" for other in ("fp16", "bf16", "fp32", "non_ema")]
-    return {"allow_patterns": [INDEX, *(f"{name}/*" for name in sorted(folders))], "ignore_patterns": ignore}
+def _globs(patterns: Patterns) -> dict[str, Any]:
+    allow = {} if patterns.allow is None else {"allow_patterns": list(patterns.allow)}
+    return {**allow, "ignore_patterns": list(patterns.ignore)}
 
 
-def read_index(folder: Path) -> dict[str, Any]:
-    """`model_index.json`. Raises InvalidRequest when the folder is no diffusers pipeline."""
-    try:
-        body = json.loads((folder / INDEX).read_bytes())
-    except FileNotFoundError:
-        raise _no_pipeline(str(folder)) from None
-    except ValueError as error:
-        raise InvalidRequest(f"{folder / INDEX} is not JSON: {error}", hint="Save the pipeline again.") from error
-    if not isinstance(body, dict) or not isinstance(body.get("_class_name"), str):
-        raise InvalidRequest(f"{folder / INDEX} names no pipeline class", hint="Save the pipeline with save_pretrained.")
-    return body
+def _left(deadline: float) -> float:
+    return max(0.05, deadline - time.monotonic())
 
 
-def _no_pipeline(where: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"{where} has no {INDEX}: it is no diffusers pipeline",
-        hint="Name the folder that save_pretrained wrote; a single-file checkpoint is not one.",
-    )
-
-
-# ---- files of this machine, never sent to the daemon
-
-_hashed: dict[tuple[str, int, int, int], Digest] = {}
-
-
-def _local_base(order: PipelineOrder) -> BaseFiles:
-    root = Path(order.source)
-    if not root.is_dir():
-        raise NotFound(f"{root} is no folder here", hint="An absolute path is read in the worker's own file system.")
-    patterns = order.patterns
-    if patterns is None:
-        from hotshelf_shared.patterns import Patterns
-
-        given = needed(read_index(root), order.variant)
-        patterns = Patterns.parse(given["allow_patterns"], given["ignore_patterns"])
-    found = (Path(at) / name for at, _, names in os.walk(root) for name in names)
-    paths = {str(path.relative_to(root)): path for path in found}
-    return BaseFiles(root, {name: _entry(path) for name, path in sorted(paths.items()) if patterns.selects(name)})
-
-
-def _local_lora(order: LoraOrder) -> LoraFile:
-    path = Path(order.path)
-    if not path.is_file():
-        raise NotFound(f"the LoRA {path} is no file here", hint="An absolute path is read in the worker's own file system.")
-    return LoraFile(order, path, _entry(path).digest)
+def _leased_base(lease: Lease) -> BaseFiles:
+    return BaseFiles(lease.path, lease.files, lease.revision, lease)
 
 
 def _leased_lora(order: LoraOrder, lease: Lease) -> LoraFile:
-    """The one weight file of what was leased: an object, or a folder that holds one."""
-    weights = [name for name in lease.files if name.endswith(WEIGHT_ENDINGS)]
-    if len(weights) != 1:
+    name = local.one_weight_file(order.path, sorted(lease.files))
+    return LoraFile(order, lease.path / name, lease.files[name].digest, lease)
+
+
+def _local_base(order: PipelineOrder) -> BaseFiles:
+    path, files = local.base_files(order)
+    revision = Manifest.of(files).revision
+    if order.revision not in (None, revision):
         raise InvalidRequest(
-            f"the LoRA {order.path} has {len(weights)} weight files: {', '.join(weights[:5]) or 'no .safetensors at all'}",
-            hint="Name the one .safetensors object itself.",
+            f"{path} is revision {revision}, not {order.revision}",
+            hint="A folder of this machine has the revision of what lies in it: leave `revision` out.",
         )
-    return LoraFile(order, lease.path / weights[0], lease.files[weights[0]].digest, lease)
+    return BaseFiles(path, files, revision)
 
 
-def _entry(path: Path) -> FileEntry:
-    """Its digest, taken once for as long as the file stays as it is."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        seen = os.fstat(fd)
-        key = (str(path), seen.st_ino, seen.st_mtime_ns, seen.st_size)
-        if key not in _hashed:
-            _hashed[key] = Digest.of_fd(fd)
-        return FileEntry(_hashed[key], seen.st_size)
-    finally:
-        os.close(fd)
+def _local_lora(order: LoraOrder) -> LoraFile:
+    return LoraFile(order, *local.lora_file(order))

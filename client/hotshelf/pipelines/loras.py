@@ -1,15 +1,18 @@
 """LoRAs onto a pipeline whose modules are its own: each file as one adapter, in order, with its scale.
 
-A LoRA that does not fit is refused as a whole. The base cannot suffer: it is another object.
+A LoRA that does not fit is refused as a whole, naming what does not fit first. The base cannot suffer: it is another
+object.
 """
 
 from __future__ import annotations
 
 import re
-import warnings
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hotshelf.pipelines.files import LoraFile
+from hotshelf.pipelines.loading import first_line
 from hotshelf_shared.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -17,12 +20,19 @@ if TYPE_CHECKING:
 
 #: A tensor's layer, in every layout that diffusers' own reader hands back.
 _TARGET = re.compile(
-    r"(?P<module>.+?)\.(processor\.)?"
-    r"(lora_[AB]|lora\.(down|up)|lora_linear_layer\.(down|up)|[a-z_]*lora\.(down|up)|lora_(down|up)|alpha)\b"
+    r"(?P<module>.+?)\.(?:(?:lora_[AB]|lora\.(?:down|up)|lora_linear_layer\.(?:down|up)|lora_(?:down|up))\b"
+    r"|(?P<projection>[a-z_]+?)_lora\.(?:down|up)\b)"
+)
+#: One layer's names in old and new layouts, made one.
+_SAME = (
+    (re.compile(r"\.processor\b|\.text_model\b"), ""),
+    (re.compile(r"\.to_out(\.0)?$"), ".out"),
+    (re.compile(r"\.out_proj$"), ".out"),
+    (re.compile(r"\.([qkv])_proj$"), r".to_\1"),
 )
 
 
-def apply(pipe: Any, loras: list[LoraFile]) -> None:
+def apply(pipe: Any, loras: Sequence[LoraFile]) -> None:
     """Loads every LoRA and sets the scales. Raises InvalidRequest naming the first one that does not fit, and where."""
     if not loras:
         return
@@ -34,11 +44,15 @@ def apply(pipe: Any, loras: list[LoraFile]) -> None:
     pipe.set_adapters(names, [lora.order.scale for lora in loras])
 
 
+def modules_of(pipe: Any) -> dict[str, torch.nn.Module]:
+    import torch
+
+    return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+
+
 def _load(pipe: Any, name: str, lora: LoraFile) -> None:
-    before = _adapted(pipe, name)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what diffusers warns of here is checked below, and is an error
+        with _reading(pipe) as wanted:
             pipe.load_lora_weights(
                 str(lora.path.parent),
                 weight_name=lora.path.name,
@@ -47,11 +61,37 @@ def _load(pipe: Any, name: str, lora: LoraFile) -> None:
                 use_safetensors=True,
             )
     except Exception as error:
-        raise _misfit(pipe, lora, _first_line(error)) from error
-    found = _adapted(pipe, name) - before
-    expected = _expected(pipe, lora)
-    if not found or len(found) < expected:
-        raise _misfit(pipe, lora, f"only {len(found)} of its {expected} layers have a place in this pipeline")
+        raise _misfit(pipe, lora, _why(error, lora)) from error
+    found = _adapted(pipe, name)
+    if not found or len(found) < len(wanted):
+        first = next((layer for layer in wanted if _canonical(layer) not in {_canonical(one) for one in found}), None)
+        where = f"; the first without is {first}" if first else ""
+        raise _misfit(pipe, lora, f"only {len(found)} of its {len(wanted)} layers have a place in this pipeline{where}")
+
+
+@contextmanager
+def _reading(pipe: Any) -> Iterator[list[str]]:
+    """The layers that the file is for, as diffusers reads it: every layout in the names of its own, kohya's included."""
+    read, wanted = pipe.lora_state_dict, list[str]()
+
+    def noting(*args: Any, **options: Any) -> Any:
+        answer = read(*args, **options)
+        wanted.extend(_layers(answer[0] if isinstance(answer, tuple) else answer))
+        return answer
+
+    pipe.__dict__["lora_state_dict"] = noting
+    try:
+        yield wanted
+    finally:
+        del pipe.__dict__["lora_state_dict"]
+
+
+def _layers(tensors: Collection[str]) -> list[str]:
+    found: dict[str, None] = {}
+    for key in tensors:
+        if match := _TARGET.match(key):
+            found[".".join(filter(None, (match["module"], match["projection"])))] = None
+    return list(found)
 
 
 def _adapted(pipe: Any, name: str) -> set[str]:
@@ -59,33 +99,32 @@ def _adapted(pipe: Any, name: str) -> set[str]:
     layers = set()
     for component, module in modules_of(pipe).items():
         for path, layer in module.named_modules():
-            adapters = getattr(layer, "lora_A", None)
-            if adapters is not None and name in adapters:
-                layers.add(f"{component}.{path}")
+            for kind in ("lora_A", "lora_embedding_A"):
+                if name in getattr(layer, kind, ()):
+                    layers.add(f"{component}.{path}")
     return layers
 
 
-def _expected(pipe: Any, lora: LoraFile) -> int:
-    """How many layers the file is for, as diffusers reads it (kohya's names included)."""
-    state = pipe.lora_state_dict(**_file(lora))
-    tensors = state[0] if isinstance(state, tuple) else state
-    return len({found["module"] for key in tensors if (found := _TARGET.match(key))})
+def _canonical(layer: str) -> str:
+    for old, new in _SAME:
+        layer = old.sub(new, layer)
+    return layer
 
 
-def _file(lora: LoraFile) -> dict[str, Any]:
-    """How diffusers is told to read exactly this file."""
-    return {
-        "pretrained_model_name_or_path_or_dict": str(lora.path.parent),
-        "weight_name": lora.path.name,
-        "local_files_only": True,
-        "use_safetensors": True,
-    }
+def _why(error: BaseException, lora: LoraFile) -> str:
+    """torch lists every tensor that does not fit, one a line, under a heading: the first of them says it."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    named = next((line for line in lines if "size mismatch" in line or "Unexpected key" in line), None)
+    if named is not None:
+        return named[:300]
+    try:
+        from safetensors import safe_open
 
-
-def modules_of(pipe: Any) -> dict[str, torch.nn.Module]:
-    import torch
-
-    return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+        with safe_open(lora.path, "pt") as tensors:
+            first = min(tensors.keys(), default="none")
+    except Exception as unreadable:  # whatever is wrong with the file, it is the reason
+        return f"{lora.path.name} is no safetensors file: {first_line(unreadable)}"
+    return f"{first_line(error)} (its first tensor is {first})"
 
 
 def _misfit(pipe: Any, lora: LoraFile, why: str) -> InvalidRequest:
@@ -95,10 +134,3 @@ def _misfit(pipe: Any, lora: LoraFile, why: str) -> InvalidRequest:
         lora=lora.order.path,
         digest=lora.digest,
     )
-
-
-def _first_line(error: BaseException) -> str:
-    """torch lists every tensor that does not fit, one a line, under a heading: the first of them says it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    named = next((line for line in lines if "size mismatch" in line or "Unexpected key" in line), None)
-    return (named or (lines[0] if lines else type(error).__name__))[:300]

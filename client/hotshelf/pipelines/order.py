@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from hotshelf_shared.errors import InvalidRequest
 from hotshelf_shared.patterns import Patterns
 from hotshelf_shared.source import Source
-from hotshelf_shared.wire import nearest
+from hotshelf_shared.wire import MAX_TIMEOUT_S, nearest
 
 DTYPES = {
     "float32": "float32",
@@ -85,10 +85,12 @@ class PipelineOrder:
             Source.parse(source)
         if isinstance(loras, str | Mapping):
             raise InvalidRequest("loras is a list", hint='Write loras=[{"path": …, "scale": …}].')
-        if attention not in ATTENTION:
+        if not isinstance(attention, str) or attention not in ATTENTION:
             raise InvalidRequest(f"attention {attention!r} is unknown", hint=nearest(str(attention), ATTENTION))
         if variant is not None and not (isinstance(variant, str) and variant.isalnum()):
             raise InvalidRequest(f"variant {variant!r} is not a word such as fp16")
+        if not isinstance(loras or (), Iterable):
+            raise InvalidRequest(f"loras is a list, not {type(loras).__name__}")
         patterns = Patterns.parse(allow_patterns, ignore_patterns)
         return cls(
             source=source,
@@ -99,8 +101,26 @@ class PipelineOrder:
             patterns=patterns or None,
             revision=revision,
             variant=variant,
-            timeout_s=600.0 if timeout is None else timeout,
+            timeout_s=_timeout(timeout),
         )
+
+    @property
+    def base_device(self) -> str:
+        """Where its base weights are kept: None is the library's default, which is the CPU."""
+        return self.device or "cpu"
+
+    @property
+    def wish(self) -> PipelineOrder:
+        """What of it says which files are wanted: equal wishes are answered with the same files."""
+        return replace(self, device=None, dtype=None, attention="auto", timeout_s=0.0)
+
+
+def _timeout(value: float | None) -> float:
+    if value is None:
+        return MAX_TIMEOUT_S
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise InvalidRequest(f"timeout is a number of seconds above 0, not {value!r}")
+    return float(value)
 
 
 def _scale(value: Any, path: str) -> float:

@@ -2,38 +2,92 @@
 
 Every submodule, hook and attribute of the copy is its own; its parameters are new objects over the same storage, so that
 `.to()`, a LoRA or a compile on the copy changes nothing of the original, and costs no memory. What writes into weights in
-place (`fuse_lora`) must call `own_weights` first.
+place owns the tensors it touches first: peft's merging (`fuse_lora`, `unfuse_lora`) and `load_state_dict` do so by
+themselves; code that writes by hand, a training loop, say, calls `own_weights` before.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
 
 M = TypeVar("M", bound="torch.nn.Module")
+T = TypeVar("T", bound="torch.Tensor")
+_SHARED = "_hotshelf_shared"
 
 
 def share(module: M) -> M:
-    """A structural copy of `module`. Buffers are shared like parameters: no inference writes into either."""
+    """A structural copy of `module`; from now on both own a weight before they write into it."""
     import torch
 
+    _guard_merging()
+    _guard_loading(module)
     memo: dict[int, Any] = {}
     for parameter in module.parameters():
-        memo[id(parameter)] = torch.nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+        memo[id(parameter)] = _marked(torch.nn.Parameter(parameter.detach(), parameter.requires_grad), parameter)
     for buffer in module.buffers():
-        memo[id(buffer)] = buffer.detach()
+        memo[id(buffer)] = _marked(buffer.detach(), buffer)
     return copy.deepcopy(module, memo)
+
+
+def _marked(twin: T, tensor: torch.Tensor) -> T:
+    """Both marked as shared. transformers keeps marks of its own on tensors, and makes up anew what has lost them."""
+    setattr(tensor, _SHARED, True)
+    vars(twin).update(vars(tensor))
+    return twin
 
 
 def own_weights(module: torch.nn.Module) -> None:
     """From now on the module's weights are only its own: called before anything writes into them."""
-    for parameter in module.parameters():
-        parameter.data = parameter.data.clone()
-    for buffer in module.buffers():
-        buffer.data = buffer.data.clone()
+    _own((*module.parameters(), *module.buffers()))
+
+
+def _own(tensors: Iterable[torch.Tensor]) -> None:
+    for tensor in tensors:
+        if getattr(tensor, _SHARED, False):
+            tensor.data = tensor.data.clone()
+            setattr(tensor, _SHARED, False)
+
+
+def _guard_loading(module: torch.nn.Module) -> None:
+    """`load_state_dict` copies into the weights that there are: it must own those that it is given."""
+    if not any(getattr(hook, "hook", None) is _own_what_is_given for hook in module._load_state_dict_pre_hooks.values()):
+        module.register_load_state_dict_pre_hook(_own_what_is_given)
+
+
+def _own_what_is_given(module: torch.nn.Module, state: Mapping[str, Any], prefix: str, *_: object) -> None:
+    named = (*module.named_parameters(), *module.named_buffers())
+    _own(tensor for name, tensor in named if f"{prefix}{name}" in state)
+
+
+@functools.cache
+def _guard_merging() -> None:
+    """peft merges adapters into a layer's weights, and takes them out again, in place: it must own that layer's first."""
+    try:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+    except ImportError:
+        return  # without peft nothing merges
+    layers = [BaseTunerLayer]
+    for layer in layers:
+        layers += layer.__subclasses__()
+        for verb in ("merge", "unmerge"):
+            if verb in vars(layer):
+                setattr(layer, verb, _owning(vars(layer)[verb]))
+
+
+def _owning(verb: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(verb)
+    def call(layer: Any, *args: Any, **options: Any) -> Any:
+        base = layer.get_base_layer()
+        _own((*base.parameters(), *base.buffers()))
+        return verb(layer, *args, **options)
+
+    return call
 
 
 def weight_bytes(module: torch.nn.Module) -> int:

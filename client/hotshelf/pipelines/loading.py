@@ -1,0 +1,119 @@
+"""From files to a pipeline by diffusers' own `from_pretrained`: whatever goes wrong becomes a HotshelfError.
+
+Everything that constructs is done one at a time in a process, under `constructing`: diffusers, transformers, accelerate
+and peft patch torch globally while they construct modules. Drawing needs no lock.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hotshelf.pipelines import needs
+from hotshelf.pipelines.quiet import importing_quietly
+from hotshelf_shared.errors import HotshelfError, InvalidRequest, UnsafeContent
+
+if TYPE_CHECKING:
+    import torch
+
+constructing = threading.RLock()
+#: What a component may come from, besides the modules of diffusers.pipelines: the daemon's list.
+_LIBRARIES = frozenset({"diffusers", "transformers", "tokenizers", "peft", "onnxruntime", "optimum"})
+
+
+def import_libraries() -> float:
+    """Seconds. Raises HotshelfError saying what to install."""
+    began = time.monotonic()
+    try:
+        with constructing, importing_quietly():
+            import diffusers
+            import torch  # noqa: F401
+
+            _ = diffusers.DiffusionPipeline  # lazily imported by diffusers: now, while files arrive, and not later
+    except ImportError as error:
+        raise HotshelfError(
+            f"load_pipeline needs {error.name}", hint="pip install 'hotshelf[worker]' in the worker's environment."
+        ) from error
+    return time.monotonic() - began
+
+
+def resolve_device(device: str | None) -> str | None:
+    """The device that `auto` means here; any other as it is. Raises InvalidRequest when this machine has no such device."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device is None or device == "cpu":
+        return device
+    kind, _, index = device.partition(":")
+    counts = {
+        "cuda": torch.cuda.device_count,
+        "mps": lambda: int(torch.backends.mps.is_available()),
+        "xpu": lambda: torch.xpu.device_count() if hasattr(torch, "xpu") else 0,
+        "cpu": lambda: 1,
+    }
+    count = counts[kind]()
+    if int(index or 0) >= count:
+        raise InvalidRequest(
+            f"there is no device {device} here ({count} of that kind)", hint="Use device='auto', or fix the driver."
+        )
+    return device
+
+
+def from_pretrained(
+    path: Path, index: Mapping[str, Any], parts: Mapping[str, torch.nn.Module], *, dtype: str | None, variant: str | None
+) -> Any:
+    """The pipeline in `path`, given the components that are there already. Call it under `constructing`."""
+    import diffusers
+    import torch
+
+    check_index(index)
+    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, **parts}
+    if dtype is not None:
+        options["torch_dtype"] = getattr(torch, dtype)
+    if variant is not None:
+        options["variant"] = variant
+    try:
+        return diffusers.DiffusionPipeline.from_pretrained(str(path), **options)
+    except Exception as error:
+        raise InvalidRequest(
+            f"{path} cannot be built into a {index['_class_name']}: {first_line(error)}",
+            hint="Does plain diffusers load it? `hotshelf verify` checks the bytes; see the cause for the rest.",
+        ) from error
+
+
+def check_index(index: Mapping[str, Any]) -> None:
+    """Raises InvalidRequest for a class that diffusers does not have, UnsafeContent for what would import code."""
+    import diffusers
+
+    for component, (library, _) in needs.components(index).items():
+        if library not in _LIBRARIES and not hasattr(diffusers.pipelines, library):
+            raise UnsafeContent(
+                f"model_index.json: {component} comes from the library {library[:80]!r}", hint="Load it with plain diffusers."
+            )
+    name = index["_class_name"]
+    found = getattr(diffusers, name, None)
+    if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
+        raise InvalidRequest(
+            f"diffusers {diffusers.__version__} knows no pipeline class {name!r}",
+            hint="Install a newer diffusers in the worker, or correct model_index.json.",
+        )
+
+
+def place(pipe: Any, device: str | None) -> None:
+    if device is None:
+        return
+    try:
+        pipe.to(device)
+    except RuntimeError as error:
+        raise HotshelfError(
+            f"the pipeline does not fit on {device}: {first_line(error)}", hint="Free memory there, or load it in float16."
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)[:300]

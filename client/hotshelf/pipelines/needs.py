@@ -1,0 +1,89 @@
+"""Which files a pipeline needs, said by its own `model_index.json`, and what that index may not ask for. Pure.
+
+`from_pretrained` reads the index and each component's folder, of the weights one variant in safetensors. Other formats,
+other variants and whatever else lies in the repository stay where they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from hotshelf_shared.errors import InvalidRequest, UnsafeContent
+from hotshelf_shared.patterns import Patterns
+
+INDEX = "model_index.json"
+WEIGHT_ENDINGS = (".safetensors", ".sft")
+_OTHER_FORMATS = ("bin", "msgpack", "h5", "onnx", "onnx_data", "onnx_data*", "xml", "ot", "ckpt", "pt", "pth", "gguf", "tflite")
+_WEIGHTS = ("model", "diffusion_pytorch_model")
+#: Endings of classes that are saved without weights.
+_WEIGHTLESS = ("Tokenizer", "TokenizerFast", "Scheduler", "Processor", "FeatureExtractor", "ImageProcessorPil")
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """`model_index.json`. Raises InvalidRequest when the folder is no pipeline, UnsafeContent when it brings code."""
+    try:
+        body = json.loads((folder / INDEX).read_bytes())
+    except FileNotFoundError:
+        raise no_pipeline(str(folder)) from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{folder / INDEX} is not JSON: {error}", hint="Save the pipeline again.") from error
+    name = body.get("_class_name") if isinstance(body, dict) else None
+    if isinstance(name, list):
+        raise UnsafeContent(
+            f"{folder / INDEX}: _class_name is a list: it names code to import", hint="Load it with plain diffusers."
+        )
+    if not isinstance(name, str) or not name.isidentifier():
+        raise InvalidRequest(f"{folder / INDEX} names no pipeline class", hint="Save the pipeline with save_pretrained.")
+    return dict(body)
+
+
+def no_pipeline(where: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{where} has no {INDEX}: it is no diffusers pipeline",
+        hint="Name the folder that save_pretrained wrote; a single-file checkpoint is not one.",
+    )
+
+
+def components(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """(library, class) of every component that is there; a null one is not."""
+    return {
+        name: (value[0], value[1])
+        for name, value in index.items()
+        if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], str)
+    }
+
+
+def patterns(index: Mapping[str, Any], variant: str | None, plain: Collection[str] = ()) -> Patterns:
+    """The patterns of what will be read. With a `variant`, `plain` names the components that are read without it."""
+    allow, ignore = [INDEX], [f"*.{other}" for other in _OTHER_FORMATS]
+    for name, (_, cls) in sorted(components(index).items()):
+        if variant is None or cls.endswith(_WEIGHTLESS):
+            allow.append(f"{name}/*")
+        else:
+            allow += [f"{name}/*.json", f"{name}/*.{variant}.safetensors", f"{name}/*.{variant}-*.safetensors"]
+        if name in plain:
+            allow += [f"{name}/{weights}{rest}" for weights in _WEIGHTS for rest in (".safetensors", "-*.safetensors")]
+    if variant is None:
+        ignore += ["*.*.safetensors", "*.*.sft"]  # model.fp16.safetensors: a plain weight file's name has no other dot
+    return Patterns.parse(allow, ignore)
+
+
+def lacking(index: Mapping[str, Any], files: Collection[str]) -> list[str]:
+    """The components that want weights and, in `files`, have none."""
+    wanting = [name for name, (_, cls) in components(index).items() if not cls.endswith(_WEIGHTLESS)]
+    return [n for n in wanting if not any(path.startswith(f"{n}/") and path.endswith(WEIGHT_ENDINGS) for path in files)]
+
+
+def refuse_code(folder: Path, files: Collection[str]) -> None:
+    """The daemon refuses these at its door; a folder of this machine comes through no door. Raises UnsafeContent."""
+    for path in files:
+        if path.endswith("config.json"):
+            try:
+                body = json.loads((folder / path).read_bytes())
+            except (ValueError, RecursionError):
+                continue  # the library that reads it says so better
+            if isinstance(body, dict) and "auto_map" in body:
+                raise UnsafeContent(f"{path}: auto_map names code to import", hint="Load it with plain diffusers.")

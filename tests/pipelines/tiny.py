@@ -1,0 +1,251 @@
+"""Tiny pipelines and LoRAs, made here and seeded: every class in the layout that `save_pretrained` writes.
+
+A LoRA is made for a pipeline: its layers are found in the modules, its weights are random and none is zero.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from tests import objects
+
+if TYPE_CHECKING:
+    import torch
+
+RANK = 4
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj")
+
+
+def _tokenizer(folder: pathlib.Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    words = [*letters, *[f"{letter}</w>" for letter in letters], "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=77)
+
+
+def _text_encoder(tokenizer: Any, *, projected: bool = False, width: int = 32) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+        projection_dim=width, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
+
+
+def _vae(latent_channels: int = 4, **more: Any) -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 8), in_channels=3, out_channels=3, latent_channels=latent_channels, norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, sample_size=16, **more,
+    ).eval()  # fmt: skip
+
+
+def _unet(**more: Any) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    settings: dict[str, Any] = {
+        "sample_size": 8, "in_channels": 4, "out_channels": 4, "layers_per_block": 1, "block_out_channels": (8, 16),
+        "norm_num_groups": 4, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "cross_attention_dim": 32, "attention_head_dim": 4,
+    }  # fmt: skip
+    return UNet2DConditionModel(**{**settings, **more}).eval()
+
+
+def _scheduler() -> Any:
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(beta_schedule="scaled_linear", steps_offset=1, clip_sample=False)
+
+
+def _sd(folder: pathlib.Path, cls: str = "StableDiffusionPipeline", **unet: Any) -> Any:
+    import diffusers
+
+    tokenizer = _tokenizer(folder / "made-from")
+    return getattr(diffusers, cls)(
+        vae=_vae(), text_encoder=_text_encoder(tokenizer), tokenizer=tokenizer, unet=_unet(**unet), scheduler=_scheduler(),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def _sdxl(folder: pathlib.Path) -> Any:
+    from diffusers import StableDiffusionXLPipeline
+
+    tokenizer = _tokenizer(folder / "made-from")
+    first, second = _text_encoder(tokenizer), _text_encoder(tokenizer, projected=True)
+    unet = _unet(
+        cross_attention_dim=64, addition_embed_type="text_time", addition_time_embed_dim=8, use_linear_projection=True,
+        projection_class_embeddings_input_dim=6 * 8 + 32, transformer_layers_per_block=1,
+    )  # fmt: skip
+    return StableDiffusionXLPipeline(
+        vae=_vae(), text_encoder=first, text_encoder_2=second, tokenizer=tokenizer, tokenizer_2=tokenizer, unet=unet,
+        scheduler=_scheduler(), add_watermarker=False,
+    )  # fmt: skip
+
+
+def _t5(tokenizer: Any) -> Any:
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=37, num_layers=1, num_heads=4)).eval()
+
+
+def _sd3(folder: pathlib.Path) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    tokenizer = _tokenizer(folder / "made-from")
+    transformer = SD3Transformer2DModel(
+        sample_size=8, patch_size=1, in_channels=4, out_channels=4, num_layers=1, attention_head_dim=8,
+        num_attention_heads=4, caption_projection_dim=32, joint_attention_dim=32, pooled_projection_dim=64,
+    )  # fmt: skip
+    return StableDiffusion3Pipeline(
+        transformer=transformer.eval(), scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=_vae(shift_factor=0.0609, scaling_factor=1.5035),
+        text_encoder=_text_encoder(tokenizer, projected=True), text_encoder_2=_text_encoder(tokenizer, projected=True),
+        text_encoder_3=_t5(tokenizer), tokenizer=tokenizer, tokenizer_2=tokenizer, tokenizer_3=tokenizer,
+    )  # fmt: skip
+
+
+def _flux(folder: pathlib.Path) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    tokenizer = _tokenizer(folder / "made-from")
+    transformer = FluxTransformer2DModel(
+        patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(4, 4, 8),
+    )  # fmt: skip
+    return FluxPipeline(
+        transformer=transformer.eval(), scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=_vae(1, shift_factor=0.0609, scaling_factor=1.5035, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=_text_encoder(tokenizer), text_encoder_2=_t5(tokenizer),
+        tokenizer=tokenizer, tokenizer_2=tokenizer,
+    )  # fmt: skip
+
+
+MAKERS: dict[str, Callable[[pathlib.Path], Any]] = {
+    "sd": _sd,
+    "sd-wide": lambda folder: _sd(folder, block_out_channels=(16, 32)),
+    "sd-img2img": lambda folder: _sd(folder, "StableDiffusionImg2ImgPipeline"),
+    "sdxl": _sdxl,
+    "sd3": _sd3,
+    "flux": _flux,
+}
+
+
+def make(name: str, folder: pathlib.Path, *, seed: int = 0) -> Any:
+    """A new pipeline of this shape; the same seed gives the same weights. `folder` takes what it is made from."""
+    import torch
+
+    with quiet(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return MAKERS[name](folder)
+
+
+def save_to(name: str, folder: pathlib.Path, *, seed: int = 0, **options: Any) -> pathlib.Path:
+    """`make`, saved to `folder` as published pipelines are."""
+    pipe = make(name, folder.with_name(f"{folder.name}.parts"), seed=seed)
+    with quiet():
+        pipe.save_pretrained(folder, **options)
+    return folder
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Plain diffusers warns of much, and a warning is an error here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def tree(folder: pathlib.Path) -> objects.Tree:
+    return objects.read(folder)
+
+
+# ---- LoRAs
+
+
+def layers(pipe: Any, component: str, *, suffixes: Iterable[str] = _ATTENTION) -> dict[str, tuple[int, int]]:
+    """Path → (in, out) of the linear layers of a component that LoRAs are trained on."""
+    import torch
+
+    found = {}
+    for path, module in getattr(pipe, component).named_modules():
+        if isinstance(module, torch.nn.Linear) and path.endswith(tuple(suffixes)):
+            found[path] = (module.in_features, module.out_features)
+    return found
+
+
+def _pair(generator: torch.Generator, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    down = torch.randn(RANK, size[0], generator=generator)
+    return down, torch.randn(size[1], RANK, generator=generator)
+
+
+def lora(pipe: Any, layout: str, *, seed: int = 0, components: Iterable[str] = ("unet",), limit: int | None = None) -> bytes:
+    """A LoRA file for `pipe` in a layout: ``diffusers`` (peft's names), ``diffusers-old``, ``kohya`` or ``attn-procs``."""
+    import torch
+    from safetensors.torch import save
+
+    generator = torch.Generator().manual_seed(seed)
+    state: dict[str, torch.Tensor] = {}
+    for component in components:
+        for path, size in list(layers(pipe, component).items())[:limit]:
+            down, up = _pair(generator, size)
+            state |= _LAYOUTS[layout](component, path, down, up)
+    return save(state)
+
+
+def _text_path(component: str, path: str) -> str:
+    """Published files call the text model's layers by the names of transformers 4."""
+    return f"text_model.{path}" if component.startswith("text_encoder") and not path.startswith("text_model.") else path
+
+
+def _peft(component: str, path: str, down: torch.Tensor, up: torch.Tensor) -> dict[str, torch.Tensor]:
+    path = _text_path(component, path)
+    return {f"{component}.{path}.lora_A.weight": down, f"{component}.{path}.lora_B.weight": up}
+
+
+def _old(component: str, path: str, down: torch.Tensor, up: torch.Tensor) -> dict[str, torch.Tensor]:
+    path = _text_path(component, path)
+    middle = "lora_linear_layer" if component.startswith("text_encoder") else "lora"
+    return {f"{component}.{path}.{middle}.down.weight": down, f"{component}.{path}.{middle}.up.weight": up}
+
+
+def _attn_procs(component: str, path: str, down: torch.Tensor, up: torch.Tensor) -> dict[str, torch.Tensor]:
+    parent, _, leaf = path.removesuffix(".0").rpartition(".")
+    return {
+        f"{component}.{parent}.processor.{leaf}_lora.down.weight": down,
+        f"{component}.{parent}.processor.{leaf}_lora.up.weight": up,
+    }
+
+
+def _kohya(component: str, path: str, down: torch.Tensor, up: torch.Tensor) -> dict[str, torch.Tensor]:
+    import torch
+
+    prefix = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}[component]
+    name = f"{prefix}_{_text_path(component, path).replace('.', '_')}"
+    return {
+        f"{name}.lora_down.weight": down,
+        f"{name}.lora_up.weight": up,
+        f"{name}.alpha": torch.tensor(RANK / 2.0),
+    }
+
+
+def _kohya_xl(component: str, path: str, down: torch.Tensor, up: torch.Tensor) -> dict[str, torch.Tensor]:
+    """As `_kohya`, for two text encoders: they are called te1 and te2."""
+    state = _kohya(component, path, down, up)
+    return {key.replace("lora_te_", "lora_te1_"): value for key, value in state.items()}
+
+
+_LAYOUTS = {"diffusers": _peft, "diffusers-old": _old, "attn-procs": _attn_procs, "kohya": _kohya, "kohya-xl": _kohya_xl}
