@@ -39,7 +39,9 @@ class Library:
             self._models[name] = tiny.make(name, self.root / f"{name}.shape")
         return self._models[name]
 
-    def lora(self, name: str, layout: str, *, seed: int = 0, components: Sequence[str] = ("unet",), **more: Any) -> pathlib.Path:
+    def lora(
+        self, name: str, layout: str, *, seed: int = 0, components: Sequence[str] = ("unet",), **more: Any
+    ) -> pathlib.Path:
         path = self.root / "loras" / f"{name}.{layout}.{'+'.join(components)}.{seed}.safetensors"
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
@@ -88,6 +90,7 @@ def source(path: pathlib.Path) -> str:
 
 
 def wanted(loras: Loras) -> list[dict[str, Any]]:
+    """As `load_pipeline` wants them, on the shelf."""
     return [{"path": source(path), "scale": scale} for path, scale in loras]
 
 
@@ -121,9 +124,9 @@ def cache() -> PipelineCache:
 def load(client: hotshelf.Client, cache: PipelineCache) -> Callable[..., Any]:
     """`load(folder, loras)`: through the daemon, into this test's own cache."""
 
-    def load(base: pathlib.Path, loras: Loras = (), **options: Any) -> Any:
+    def load(base: pathlib.Path, loras: Loras = (), /, **options: Any) -> Any:
         return hotshelf.load_pipeline(
-            source(base), loras=wanted(loras), **{"client": client, "cache": cache, "timeout": 60, **options}
+            source(base), **{"loras": wanted(loras), "client": client, "cache": cache, "timeout": 60, **options}
         )
 
     return load

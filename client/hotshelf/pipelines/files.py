@@ -87,12 +87,12 @@ def gather(client: Client, order: PipelineOrder, on_progress: OnProgress | None)
 
     Raises what `acquire` does, and InvalidRequest when the source is no diffusers pipeline.
     """
+    asking = _Asking(client, time.monotonic() + order.timeout_s, on_progress)
     began = time.monotonic()
-    deadline = began + order.timeout_s
     at_home = _local_base(order) if order.source.startswith("/") else None
-    wanted: list[dict[str, Any]] = [] if at_home else [_base_wish(client, order, deadline, on_progress)]
-    wanted += [{"source": lora.path} for lora in order.loras if not lora.path.startswith("/")]
-    leases = list(client.acquire(wanted, timeout=_left(deadline), on_progress=on_progress)) if wanted else []
+    afar = [{"source": lora.path} for lora in order.loras if not lora.path.startswith("/")]
+    wishes = [] if at_home else [_base_wish(asking, order)]
+    leases = asking.acquire(wishes + afar)
     try:
         granted = iter(leases)
         base = at_home or _leased_base(next(granted))
@@ -104,7 +104,20 @@ def gather(client: Client, order: PipelineOrder, on_progress: OnProgress | None)
         raise
 
 
-def _base_wish(client: Client, order: PipelineOrder, deadline: float, on_progress: OnProgress | None) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """Several requests to one daemon under one deadline."""
+
+    client: Client
+    deadline: float
+    on_progress: OnProgress | None
+
+    def acquire(self, wishes: list[dict[str, Any]]) -> list[Lease]:
+        left_s = max(0.05, self.deadline - time.monotonic())
+        return list(self.client.acquire(wishes, timeout=left_s, on_progress=self.on_progress)) if wishes else []
+
+
+def _base_wish(asking: _Asking, order: PipelineOrder) -> dict[str, Any]:
     """The base with the patterns given, or with those that its own model_index.json asks for."""
     wish: dict[str, Any] = {"source": order.source}
     if order.revision is not None:
@@ -112,8 +125,7 @@ def _base_wish(client: Client, order: PipelineOrder, deadline: float, on_progres
     if order.patterns is not None:
         return wish | _globs(order.patterns)
     try:
-        wanted = {**wish, "allow_patterns": [needs.INDEX]}
-        first = client.acquire(wanted, timeout=_left(deadline), on_progress=on_progress)
+        (first,) = asking.acquire([{**wish, "allow_patterns": [needs.INDEX]}])
     except NotFound as error:
         if "patterns leave nothing" in error.message:
             raise needs.no_pipeline(order.source) from error
@@ -124,7 +136,8 @@ def _base_wish(client: Client, order: PipelineOrder, deadline: float, on_progres
         index = needs.read_index(first.path)
     patterns = needs.patterns(index, order.variant)
     if order.variant is not None:
-        with client.acquire(wish | _globs(patterns), timeout=_left(deadline), on_progress=on_progress) as found:
+        (found,) = asking.acquire([wish | _globs(patterns)])
+        with found:
             patterns = needs.patterns(index, order.variant, needs.lacking(index, found.files))
     return wish | _globs(patterns)
 
@@ -132,10 +145,6 @@ def _base_wish(client: Client, order: PipelineOrder, deadline: float, on_progres
 def _globs(patterns: Patterns) -> dict[str, Any]:
     allow = {} if patterns.allow is None else {"allow_patterns": list(patterns.allow)}
     return {**allow, "ignore_patterns": list(patterns.ignore)}
-
-
-def _left(deadline: float) -> float:
-    return max(0.05, deadline - time.monotonic())
 
 
 def _leased_base(lease: Lease) -> BaseFiles:

@@ -36,7 +36,7 @@ def share(module: M) -> M:
 
 
 def _marked(twin: T, tensor: torch.Tensor) -> T:
-    """Both marked as shared. transformers keeps marks of its own on tensors, and makes up anew what has lost them."""
+    """Both marked as shared; the marks that libraries keep on tensors (transformers: already initialised) come along."""
     setattr(tensor, _SHARED, True)
     vars(twin).update(vars(tensor))
     return twin
