@@ -41,7 +41,7 @@ def bucket(seaweedfs: SeaweedFS) -> str:
         for path in sorted((DATA / "model").rglob("*")):
             if path.is_file():
                 client.put_object(Bucket=name, Key=f"sdxl/{path.relative_to(DATA / 'model')}", Body=path.read_bytes())
-        style = (DATA / "loras/night/night.safetensors").read_bytes()
+        style = (DATA / "loras/pink/pink.safetensors").read_bytes()
         client.put_object(Bucket=name, Key="loras/style.safetensors", Body=style)
     return name
 

@@ -33,9 +33,7 @@ def bucket_with_models(seaweedfs: SeaweedFS) -> str:
         for path in (DATA / "model").rglob("*"):
             if path.is_file():
                 client.put_object(Bucket=name, Key=f"shapes/{path.relative_to(DATA / 'model')}", Body=path.read_bytes())
-        client.put_object(
-            Bucket=name, Key="loras/night.safetensors", Body=(DATA / "loras/night/night.safetensors").read_bytes()
-        )
+        client.put_object(Bucket=name, Key="loras/pink.safetensors", Body=(DATA / "loras/pink/pink.safetensors").read_bytes())
     return name
 
 
@@ -60,7 +58,7 @@ def run(environment: dict[str, str], folder: pathlib.Path, *argv: str) -> subpro
 def test_the_seed_quick_start_draws_with_nothing_but_its_variables(
     seed_environment: dict[str, str], tmp_path: pathlib.Path
 ) -> None:
-    loras = [{"path": "loras/night.safetensors", "scale": 0.8}]
+    loras = [{"path": "loras/pink.safetensors", "scale": 0.8}]
     job = {"id": "one", "input": {"model": "shapes", "prompt": "a red circle", "loras": loras, **QUICK}}
     done = run(seed_environment, tmp_path, str(ROOT / "deploy" / "handler.py"), "--test_input", json.dumps(job))
     assert done.returncode == 0, done.stdout + done.stderr

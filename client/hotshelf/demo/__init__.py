@@ -23,7 +23,7 @@ from hotshelf_shared.errors import HotshelfError
 DATA = Path(__file__).parent / "data"
 RATE = 2_000_000
 PROMPT, SEED = "a red circle", 7
-LORA, SCALE = "night", 0.8
+LORA, SCALE = "pink", 0.8
 PHASES = ("fetch", "verify", "import", "load", "lora", "draw")
 
 __all__ = ["play", "play_lite"]

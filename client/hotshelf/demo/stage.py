@@ -23,7 +23,7 @@ from hotshelf.demo.children import running, stop
 from hotshelf.demo.origin import ACCESS_KEY_ID, BUCKET, SECRET_ACCESS_KEY, Link
 from hotshelf_shared.errors import HotshelfError
 
-LORAS = ["night", "pink"]
+LORAS = ["pink", "blueprint"]
 WORKER_WAIT_S = 600.0
 PRELOAD_WAIT_S = 120.0
 
