@@ -39,7 +39,9 @@ class Library:
             self._models[name] = tiny.make(name, self.root / f"{name}.shape")
         return self._models[name]
 
-    def lora(self, name: str, layout: str, *, seed: int = 0, components: Sequence[str] = ("unet",), **more: Any) -> pathlib.Path:
+    def lora(
+        self, name: str, layout: str, *, seed: int = 0, components: Sequence[str] = ("unet",), **more: Any
+    ) -> pathlib.Path:
         path = self.root / "loras" / f"{name}.{layout}.{'+'.join(components)}.{seed}.safetensors"
         if not path.exists():
             path.parent.mkdir(exist_ok=True)

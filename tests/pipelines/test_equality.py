@@ -51,7 +51,9 @@ def one_cache() -> PipelineCache:
 
 
 def loras_of(library: Library, name: str, which: str) -> Loras:
-    return [(library.lora(name, layout, seed=seed, components=parts), scale) for layout, parts, seed, scale in SETS[name][which]]
+    return [
+        (library.lora(name, layout, seed=seed, components=parts), scale) for layout, parts, seed, scale in SETS[name][which]
+    ]
 
 
 @pytest.mark.parametrize(("name", "which"), CASES)
@@ -91,7 +93,11 @@ def test_half_precision_is_that_of_plain_diffusers(library: Library, load: Any) 
 
     pipes = [load(library.sd, dtype=torch.float16), load(library.sd, dtype="fp16")]
     ours, again, plain = (
-        {f"{name}.{key}": value for name in ("unet", "vae", "text_encoder") for key, value in getattr(p, name).state_dict().items()}
+        {
+            f"{name}.{key}": value
+            for name in ("unet", "vae", "text_encoder")
+            for key, value in getattr(p, name).state_dict().items()
+        }
         for p in (*pipes, library.plain(library.sd, torch_dtype=torch.float16))
     )
     assert list(ours) == list(plain)
