@@ -120,7 +120,7 @@ def test_who_leaves_while_its_lease_is_written_leaves_none(tmp_path: pathlib.Pat
     run(tmp_path, story, index_type=SlowIndex)
 
 
-@pytest.mark.parametrize("steps", range(0, 60, 3))
+@pytest.mark.parametrize("steps", range(0, 60, 4))
 def test_who_leaves_at_any_moment_leaves_no_lease_and_no_claim(tmp_path: pathlib.Path, steps: int) -> None:
     """Cancelled after so many turns of the event loop, wherever the acquire is by then."""
 

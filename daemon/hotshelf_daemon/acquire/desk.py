@@ -72,11 +72,16 @@ class Desk:
             self._shelf.metrics.leases.set(len(self._leasing))
             if outcome != "hit":  # a hit's request row went with its lease
                 revision = answers[0].revision if answers else None
-                await self._shelf.index.write(
+                row = self._shelf.index.write(
                     lambda db: journal.request(
                         db, source=sources, revision=revision, outcome=outcome, duration_s=duration, uid=peer.uid, error=error
                     )
                 )
+                try:
+                    await asyncio.shield(asyncio.create_task(row))
+                except asyncio.CancelledError:  # gone at the very last moment: nobody will hear of these leases
+                    await asyncio.shield(asyncio.create_task(self._leasing.take_back([answer.id for answer in answers])))
+                    raise
 
     async def _hit(self, wants: Sequence[Want], holder: Holder) -> list[LeaseAnswer] | None:
         refs = [ref for ref in self._held(wants) if ref is not None]
