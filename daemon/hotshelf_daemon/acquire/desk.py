@@ -126,24 +126,31 @@ class Desk:
     ) -> list[LeaseAnswer]:
         resolutions = await self._resolve([w for w, r in zip(wants, refs, strict=True) if r is None])
         rows = self._leasing.rows(wants, refs, resolutions, holder)
-        promised: list[str] = []
         try:
             rows = await self._leasing.hold(rows, resolutions)
-            promised = await self._preparer.reserve(list(resolutions.values()), evict=True)
-            self._preparer.gauge(gauge, self._preparer.missing(resolutions.values()))
-            gauge.held_bytes = sum(r.size for r in resolutions.values()) - sum(m.size for m in gauge.meters)
-            ready = await self._prepare_all(wants, resolutions, gauge)
-            settled = [ready[want.key] if ref is None else ref for want, ref in zip(wants, refs, strict=True)]
+            settled = await self._bring(wants, refs, resolutions, gauge)
             opened = [replace(row, revision=ref.revision, resolution=None) for row, ref in zip(rows, settled, strict=True)]
             await self._leasing.settle(opened)
         except BaseException:
             idle = [resolution for resolution in resolutions.values() if self._preparer.is_alone(resolution)]
             await asyncio.shield(asyncio.create_task(self._leasing.give_up(rows, idle)))
             raise
-        finally:
-            await asyncio.shield(asyncio.create_task(self._preparer.unclaim(promised)))
         gauge.enter("ready")
         return self._leasing.answers(opened, settled, gauge.seconds)
+
+    async def _bring(
+        self, wants: Sequence[Want], refs: Sequence[RefRow | None], resolutions: dict[str, Resolution], gauge: Gauge
+    ) -> list[RefRow]:
+        """Room first, then the bytes; the ref of each want."""
+        promised: list[str] = []
+        try:
+            promised = await self._preparer.reserve(list(resolutions.values()), evict=True)
+            self._preparer.gauge(gauge, self._preparer.missing(resolutions.values()))
+            gauge.held_bytes = sum(r.size for r in resolutions.values()) - sum(m.size for m in gauge.meters)
+            ready = await self._prepare_all(wants, resolutions, gauge)
+        finally:
+            await asyncio.shield(asyncio.create_task(self._preparer.unclaim(promised)))
+        return [ready[want.key] if ref is None else ref for want, ref in zip(wants, refs, strict=True)]
 
     async def _resolve(self, wants: Iterable[Want]) -> dict[str, Resolution]:
         distinct = {want.key: want for want in wants}
