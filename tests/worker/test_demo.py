@@ -54,9 +54,11 @@ def test_an_interrupted_demo_leaves_no_process_and_no_socket(tmp_path: pathlib.P
         [sys.executable, "-m", "hotshelf", "demo", "--lite"], cwd=tmp_path, env=clean_environment(TMPDIR=str(tmp_path)),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    wait_until(lambda: list(tmp_path.glob("hotshelf-demo-*/hotshelf.sock")), timeout_s=60)
-    child.send_signal(signal.SIGINT)
-    said, _ = child.communicate(timeout=60)
+    try:
+        wait_until(lambda: list(tmp_path.glob("hotshelf-demo-*/hotshelfd.log")), timeout_s=60)
+    finally:
+        child.send_signal(signal.SIGINT)
+        said, _ = child.communicate(timeout=60)
     assert child.returncode == 130, said
     assert left_running(tmp_path) == []
     assert list(tmp_path.glob("hotshelf-demo-*")) == []
@@ -79,6 +81,7 @@ def test_the_demo_draws_cold_warm_and_with_a_lora(tmp_path: pathlib.Path) -> Non
 @pytest.mark.torch
 def test_every_prompt_of_the_vocabulary_draws_its_colour_and_shape() -> None:
     from diffusers import DiffusionPipeline
+
     from hotshelf.demo.training.measure import right
 
     pipe = DiffusionPipeline.from_pretrained(DATA / "model", local_files_only=True, use_safetensors=True)
@@ -91,6 +94,7 @@ def test_every_prompt_of_the_vocabulary_draws_its_colour_and_shape() -> None:
 @pytest.mark.parametrize("name", LORAS)
 def test_each_lora_does_what_its_name_promises(name: str) -> None:
     from diffusers import DiffusionPipeline
+
     from hotshelf.demo.training.measure import right
 
     pipe = DiffusionPipeline.from_pretrained(DATA / "model", local_files_only=True, use_safetensors=True)

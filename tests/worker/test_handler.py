@@ -105,7 +105,7 @@ def test_one_process_serves_many_jobs_and_every_bad_one_is_a_typed_error(served:
         ({"input": {"model": "nowhere", "prompt": "x"}}, "not_found"),
         ({"input": {"model": "shapes", "prompt": "x", "loras": [{"path": "/no/such.safetensors"}]}}, "not_found"),
         ({"input": {"model": "shapes", "prompt": "x", "dtype": "int3"}}, "invalid_request"),
-        ({"input": {"model": "shapes", "prompt": "x", "parameters": {"height": 7}, **QUICK}}, "invalid_request"),
+        ({"input": {"model": "shapes", "prompt": "x", "guidance_scale": "strong"}}, "invalid_request"),
         ({"nothing": 1}, "invalid_request"),
     ]
     status, first = ask(port, "POST", "/", good)

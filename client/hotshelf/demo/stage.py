@@ -21,6 +21,7 @@ from hotshelf.client import Client
 from hotshelf.demo import origin
 from hotshelf.demo.children import running, stop
 from hotshelf.demo.origin import ACCESS_KEY_ID, BUCKET, SECRET_ACCESS_KEY, Link
+from hotshelf.unix import MAX_SOCKET_PATH_BYTES
 from hotshelf_shared.errors import HotshelfError
 
 LORAS = ["pink", "blueprint"]
@@ -125,7 +126,17 @@ def set_up(out: Path, rate: int) -> Iterator[Stage]:
         stack.callback(link.close)
         config = out / "hotshelf.yaml"
         config.write_text(_config(link.port))
-        yield Stage(out, folder, config, folder / "hotshelf.sock", link, server, bucket)
+        yield Stage(out, folder, config, stack.enter_context(_short(folder)) / "hotshelf.sock", link, server, bucket)
+
+
+@contextlib.contextmanager
+def _short(folder: Path) -> Iterator[Path]:
+    """Where a socket's path fits: `folder`, or one in /tmp where the temporary folder's own name is long."""
+    if len(os.fsencode(folder / "hotshelf.sock")) <= MAX_SOCKET_PATH_BYTES:
+        yield folder
+    else:
+        with tempfile.TemporaryDirectory(prefix="hotshelf-demo-", dir="/tmp", ignore_cleanup_errors=True) as short:
+            yield Path(short)
 
 
 @contextlib.contextmanager
