@@ -25,6 +25,7 @@ class Flights(Generic[T]):
 
     def __init__(self) -> None:
         self._flying: dict[Hashable, _Flight[T]] = {}
+        self._ending: dict[Hashable, asyncio.Task[T]] = {}
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._flying
@@ -35,8 +36,11 @@ class Flights(Generic[T]):
     async def join(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """The result (or error) of the flight for `key`, which `start` begins unless it is under way.
 
-        Cancelling the last one who waits cancels the flight, and waits until it has ended.
+        Cancelling the last one who waits cancels the flight, and waits until it has ended; so does whoever comes then, before
+        a new one begins: no two ever work on the same key.
         """
+        while key in self._ending:
+            await asyncio.wait([self._ending[key]])
         flight = self._flying.get(key)
         if flight is None:
             flight = self._flying[key] = _Flight(asyncio.create_task(start()))
@@ -48,6 +52,8 @@ class Flights(Generic[T]):
             flight.waiting -= 1
             if flight.waiting == 0 and not flight.task.done():
                 self._land(key, flight)
+                self._ending[key] = flight.task
+                flight.task.add_done_callback(lambda _: self._ending.pop(key))
                 flight.task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):  # its outcome concerns nobody any more
                     await flight.task

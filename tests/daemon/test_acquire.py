@@ -642,6 +642,22 @@ def test_a_client_that_leaves_does_not_end_it_for_another(shared: Daemon, put: P
     assert wire.bytes_for(prefix) == 4 * SEGMENT
 
 
+def test_who_leaves_and_asks_again_at_once_is_served(shared: Daemon, put: Put, wire: Recorder, prefix: str) -> None:
+    tree = {"a.safetensors": objects.noise("again", 4 * SEGMENT)}
+    source = put(tree)
+    wire.stall(f"{prefix}/a", after_bytes=1_000)
+    for _ in range(8):
+        with contextlib.closing(UnixConnection(shared.socket)) as connection:
+            connection.request("POST", "/v1/leases", json.dumps({"source": source}))
+            wait_until(lambda: leases_on(shared, source) > 0)
+    with later() as start:
+        asking = start(shared.acquire, source)
+        wait_until(lambda: leases_on(shared, source) > 0)
+        wire.resume()
+        assert tree_of(shared, granted(asking.result(30))) == tree
+    assert '"defect"' not in shared.log_text
+
+
 def test_a_streaming_client_that_leaves_at_the_end_leaves_no_lease(shared: Daemon, put: Put) -> None:
     source = put({"a.safetensors": b"x" * 200})
     granted(shared.acquire(source))

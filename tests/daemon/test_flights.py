@@ -124,6 +124,36 @@ def test_who_comes_while_it_is_being_ended_begins_a_new_one() -> None:
     run(story())
 
 
+def test_a_new_one_begins_only_when_the_old_one_has_ended() -> None:
+    async def story() -> None:
+        flights, under_way, most, ends = Flights[int](), 0, 0, asyncio.Event()
+
+        async def work() -> int:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            try:
+                await asyncio.sleep(3_600 if most == 1 and not ends.is_set() else 0)
+            except asyncio.CancelledError:
+                await ends.wait()  # takes its time to clean up
+                raise
+            finally:
+                under_way -= 1
+            return most
+
+        first = asyncio.create_task(flights.join("k", work))
+        await settle()
+        first.cancel()
+        await settle()
+        others = [asyncio.create_task(flights.join("k", work)) for _ in range(3)]
+        await settle()
+        assert under_way == 1
+        ends.set()
+        assert await asyncio.gather(*others) == [1] * 3
+
+    run(story())
+
+
 def test_the_failure_that_ended_a_group_is_told_from_its_consequences() -> None:
     cause = ValueError("cause")
     group = BaseExceptionGroup("all", [asyncio.CancelledError(), BaseExceptionGroup("some", [cause])])

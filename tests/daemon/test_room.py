@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from queue import Queue
 from typing import Any
 from urllib.parse import quote
 
@@ -248,15 +249,15 @@ def test_evicting_what_is_being_looked_at_does_not_bring_it_back(small: Daemon, 
     models.use("a")
     key = models.source("a").partition(f"{BUCKET}/")[2]
 
+    hits: Queue[Any] = Queue()
+
     def meanwhile(_: object) -> None:
-        models.release(hit)
+        models.release(hits.get(timeout=30))
         granted(evict(small, models.source("a")))
 
     asked = wire.count(method="HEAD", prefix=key)
     wire.before(meanwhile, prefix=key, method="HEAD")
-    with ThreadPoolExecutor(1) as pool:
-        release_later = pool.submit(models.acquire, "a")  # a hit, after which the origin is looked at
-        hit = release_later.result(30)
+    hits.put(models.acquire("a"))  # a hit, after which the origin is looked at
     wire.wait_until(lambda it: it.count(method="HEAD", prefix=key) > asked)
     wait_until(lambda: not rows(small, "SELECT * FROM v_refs WHERE source = ?", models.source("a")))
     models.use("bc")  # by now the look is over

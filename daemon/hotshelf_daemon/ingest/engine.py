@@ -66,6 +66,7 @@ class _Active:
     wanted_by: set[str] = field(default_factory=set)
     ingest: str = ""
     allow_pickle: bool = False
+    users: int = 0
 
 
 class Ingests:
@@ -103,6 +104,7 @@ class Ingests:
         key = order.missing.key
         while True:
             active = self._active.setdefault(key, _Active(self.meter(order.missing)))
+            active.users += 1
             active.wanted_by.add(order.resolution)
             active.allow_pickle = active.allow_pickle or order.allow_pickle
             try:
@@ -111,7 +113,8 @@ class Ingests:
                 active.wanted_by.discard(order.resolution)
                 raise
             finally:
-                if key not in self._flights and self._active.get(key) is active:
+                active.users -= 1
+                if not active.users:
                     del self._active[key]
             if brought.kept or not order.allow_pickle:
                 return brought  # else it was thrown away before our leave to keep it had arrived: once more
