@@ -237,7 +237,7 @@ def test_explain_says_how_it_was_made(library: Library, load: Any) -> None:
     style = library.lora("sd", "kohya", seed=5)
     pipe = load(library.sd, [(style, 0.7)])
     how = hotshelf.explain(pipe)
-    assert FIELDS <= set(how)
+    assert set(how) >= FIELDS
     assert how["source"] == source(library.sd)
     digest = objects.manifest_of({"x": style.read_bytes()})["x"].digest
     assert how["loras"] == [{"path": source(style), "digest": digest, "scale": 0.7}]
