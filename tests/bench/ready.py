@@ -98,8 +98,8 @@ def cold(folder: pathlib.Path, recorder: Recorder, settings: dict[str, Any], sou
         there = (took["total"] - load_s) / max(took["acquire"], took["import"])
         print(
             f"cold: ready after {one.ready_s:.2f} s; download alone {download_s:.2f}, imports alone {imports_s:.2f},"
-            f" load {load_s:.2f}; without load {alone:.3f} × the longer of the two alone,"
-            f" {there:.3f} × the longer in that run ({took['acquire']:.2f} and {took['import']:.2f}); target 1.1"
+            f" load {load_s:.2f}; without load {alone:.3f} times the longer of the two alone,"
+            f" {there:.3f} times the longer in that run ({took['acquire']:.2f} and {took['import']:.2f}); target 1.1"
         )
     recorder.limit_rate(None)
 

@@ -46,7 +46,8 @@ def _copy_structure(module: torch.nn.Module, memo: dict[int, Any]) -> None:
 
     ordinary = [part for part in module.modules() if not _OWN_WAYS & _defined_by(type(part), torch.nn.Module)]
     for part in ordinary:
-        memo[id(part)] = type(part).__new__(type(part))
+        cls: Any = type(part)
+        memo[id(part)] = cls.__new__(cls)
     for part in ordinary:
         twin = memo[id(part)].__dict__
         for name, value in part.__dict__.items():
