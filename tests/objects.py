@@ -115,6 +115,14 @@ def put(origin: S3Origin, bucket: str, prefix: str, tree: Mapping[str, bytes]) -
         upload(client, bucket, prefix, tree)
 
 
+def published(tree: Mapping[str, bytes]) -> Tree:
+    """What `hotshelf push` leaves below a prefix for this tree: content-named blobs, the manifest, and what names it."""
+    manifest = manifest_of(tree)
+    body = json.dumps({"version": 1, "revision": str(manifest.revision)}).encode()
+    blobs = {f"blobs/sha256/{Digest.of(data).hex}": data for data in tree.values()}
+    return {**blobs, f"manifests/{manifest.revision.hex}.json": manifest.canonical(), "hotshelf.json": body}
+
+
 def write(folder: pathlib.Path, tree: Mapping[str, bytes]) -> pathlib.Path:
     """The tree as files below `folder`."""
     for path, data in tree.items():

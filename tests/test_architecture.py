@@ -12,6 +12,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGES = {"hotshelf_shared": "shared", "hotshelf": "client", "hotshelf_daemon": "daemon"}
 SOURCES = sorted(path for package, home in PACKAGES.items() for path in (ROOT / home / package).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
+#: What tests stand on; the tests themselves are read one at a time.
+STANDS = [path for path in TESTS if not path.name.startswith("test_")]
 
 MOST_LINES = 300
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "misc"}
@@ -66,7 +68,7 @@ def test_no_module_is_a_drawer() -> None:
 
 
 def test_no_module_is_too_long_to_read() -> None:
-    assert named([path for path in SOURCES + TESTS if len(path.read_text().splitlines()) > MOST_LINES]) == []
+    assert named([path for path in SOURCES + STANDS if len(path.read_text().splitlines()) > MOST_LINES]) == []
 
 
 def test_nothing_is_left_for_later() -> None:

@@ -15,16 +15,18 @@ from pathlib import Path
 from typing import Any, Self, overload
 from urllib.parse import quote
 
+from hotshelf import embedded
 from hotshelf.acquisition import Deadline, Globs, OnProgress, Wanted, compose, request
 from hotshelf.keeper import Keeper, free
 from hotshelf.lease import Lease, Leases
 from hotshelf.ledger import Hold
 from hotshelf.transport import Transport, ask
-from hotshelf.unix import UnixTransport
+from hotshelf.unix import UnixTransport  # not on first use: a fork amid that import would hang the child on its lock
 from hotshelf_shared.errors import BadConfiguration, HotshelfError
 from hotshelf_shared.wire import LeaseAnswer
 
 DEFAULT_SOCKET = "/run/hotshelf/hotshelf.sock"
+DEFAULT_STORE = "/shelf"
 LOOK_TIMEOUT_S = 30.0
 VERIFY_TIMEOUT_S = 86_400.0
 
@@ -33,7 +35,7 @@ class Client:
     """Speaks to the daemon on `socket` (else ``HOTSHELF_SOCKET``); finds files below `store`.
 
     `store` is where the shelf is mounted here (else ``HOTSHELF_STORE``, ``PIPELINE_STORE``, else the daemon's own path
-    when that exists here). `autostart` is for the embedded mode, which is to start a daemon when none answers.
+    when that exists here). `autostart` (else ``HOTSHELF_AUTOSTART``) starts a daemon when none answers.
     The environment is read when the client is first used.
     """
 
@@ -50,10 +52,22 @@ class Client:
 
     @property
     def transport(self) -> Transport:
-        """The way to the daemon. The embedded mode will stack its starter on it here."""
+        """The way to the daemon; in embedded mode, one that starts it."""
         if self._transport is None:
-            self._transport = UnixTransport(os.fspath(self._socket or os.environ.get("HOTSHELF_SOCKET") or DEFAULT_SOCKET))
+            socket = self._socket or os.environ.get("HOTSHELF_SOCKET")
+            if not embedded.wanted(self._autostart):
+                self._transport = UnixTransport(os.fspath(socket or DEFAULT_SOCKET))
+            else:
+                store = os.fspath(self._mount or DEFAULT_STORE)
+                if socket is None:
+                    socket = DEFAULT_SOCKET if os.path.exists(DEFAULT_SOCKET) else embedded.default_socket(store)
+                self._transport = embedded.Starting(UnixTransport(os.fspath(socket)), store)
         return self._transport
+
+    @property
+    def _mount(self) -> str | os.PathLike[str] | None:
+        """Where the store is, as far as the caller and the environment say."""
+        return self._store or os.environ.get("HOTSHELF_STORE") or os.environ.get("PIPELINE_STORE")
 
     @property
     def keeper(self) -> Keeper:
@@ -150,9 +164,7 @@ class Client:
         return Leases([self._lease(one, hold, keeper.release, keeper.abandon) for one, hold in pairs])
 
     def _lease(self, answer: LeaseAnswer, hold: Hold, release: Any, abandon: Any) -> Lease:
-        environ = os.environ
-        store = self._store or environ.get("HOTSHELF_STORE") or environ.get("PIPELINE_STORE") or answer.store
-        return Lease(answer, Path(store) / answer.path, hold, release=release, abandon=abandon)
+        return Lease(answer, Path(self._mount or answer.store) / answer.path, hold, release=release, abandon=abandon)
 
     # ---- looks
 

@@ -6,6 +6,7 @@ lease inherited through a fork is inert in the child.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self, overload
@@ -17,11 +18,11 @@ from hotshelf_shared.manifest import FileEntry
 from hotshelf_shared.wire import LeaseAnswer, Skipped
 
 
-class _Held:
+class _Held(ABC):
     """A context that ends with `release`, for ``with`` and ``async with`` alike."""
 
-    def release(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def release(self) -> None: ...
 
     def __enter__(self) -> Self:
         return self
@@ -84,6 +85,11 @@ class Lease(_Held):
     @property
     def skipped(self) -> Sequence[Skipped]:
         return self._answer.skipped
+
+    @property
+    def phases(self) -> Mapping[str, float]:
+        """Seconds of what the daemon did for it: resolve, fetch, verify, commit; empty for a hit."""
+        return self._answer.phases
 
     @property
     def expires_s(self) -> float:

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from importlib.metadata import PackageNotFoundError, version
 
 from aiohttp import web
@@ -39,7 +39,7 @@ def hotshelf_version() -> str:
 
 def open_shelf(settings: Settings, metrics: Metrics) -> Shelf:
     """The store locked and put right, its index open. Raises BadConfiguration. Blocks; may hash what it does not know."""
-    layout = Layout(settings.store, group=group_id(settings.socket_group))
+    layout = Layout(settings.store, group=group_id(settings.socket_group), lock_wait_s=settings.idle_exit_s or 0)
     try:
         total = layout.room().total_bytes
         if isinstance(settings.budget, int) and settings.budget > total:
@@ -84,7 +84,7 @@ async def serve(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     shelf = await asyncio.to_thread(open_shelf, settings, Metrics(hotshelf_version()))
     try:
-        async with running(shelf):
+        async with running(shelf, stopping):
             log.info("ready", extra={"socket": settings.socket, "store": settings.store, "listen": settings.listen})
             await stopping.wait()
             log.info("draining", extra={"drain_s": settings.drain_s})
@@ -95,7 +95,8 @@ async def serve(settings: Settings) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running(shelf: Shelf) -> AsyncIterator[None]:
+async def running(shelf: Shelf, stopping: asyncio.Event | None = None) -> AsyncIterator[None]:
+    """Everything at work on an open shelf; in embedded mode `stopping` is set when nobody has been there for a while."""
     settings, metrics = shelf.settings, shelf.metrics
 
     def decorated(origin: Origin) -> Origin:
@@ -121,11 +122,14 @@ async def running(shelf: Shelf) -> AsyncIterator[None]:
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(ingests.drain)
         stack.push_async_callback(freshness.stop)
-        await stack.enter_async_context(_unix(calls, settings))
+        listening = await stack.enter_async_context(_unix(calls, settings))
         if settings.listen:
             await stack.enter_async_context(_tcp(shelf))
         sweeping = asyncio.create_task(janitor.run(shelf, leasing, preparer, calls.keepers))
         stack.callback(sweeping.cancel)
+        if settings.idle_exit_s is not None and stopping is not None:
+            watching = asyncio.create_task(janitor.stop_when_idle(listening, settings.idle_exit_s, stopping))
+            stack.callback(watching.cancel)
         for name, model in settings.names.items():
             if model.preload:
                 freshness.preload(names.configured()[name])
@@ -133,7 +137,8 @@ async def running(shelf: Shelf) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _unix(calls: server.Calls, settings: Settings) -> AsyncIterator[None]:
+async def _unix(calls: server.Calls, settings: Settings) -> AsyncIterator[Callable[[], int]]:
+    """Yields a function that counts the open connections."""
     group = group_id(settings.socket_group)
     bound = server.listen_on(settings.socket, mode=int(settings.socket_mode, 8), group=group)
     made = os.lstat(settings.socket)
@@ -147,7 +152,7 @@ async def _unix(calls: server.Calls, settings: Settings) -> AsyncIterator[None]:
     await runner.setup()
     try:
         await web.SockSite(runner, bound, backlog=settings.max_connections).start()
-        yield
+        yield lambda: len(runner.server.connections) if runner.server is not None else 0
     finally:
         server.remove_own(settings.socket, made.st_ino)
         await runner.cleanup()

@@ -21,14 +21,14 @@ UMASK = 0o027
 @click.option("--store", metavar="DIR", help="The shared volume (PIPELINE_STORE).")
 @click.option("--socket", metavar="PATH", help="The Unix socket to serve (HOTSHELF_SOCKET).")
 @click.option("--listen", metavar="HOST:PORT", help="Where /livez, /readyz and /metrics are; empty for nowhere.")
+@click.option("--idle-exit", type=float, metavar="SECONDS", help="End this long after the last connection is gone.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="How much to log.")
 @click.version_option(app.hotshelf_version(), prog_name="hotshelfd")
-def hotshelfd(config: str | None, store: str | None, socket: str | None, listen: str | None, log_level: str | None) -> int:
+def hotshelfd(**flags: str | float | None) -> int:
     """Keep weights hot on a shared volume and lease them to workers over a Unix socket."""
     os.umask(UMASK)
     try:
-        flags = {"config": config, "store": store, "socket": socket, "listen": listen, "log_level": log_level}
-        settings = load(flags).settings
+        settings = load({"idle_exit_s" if name == "idle_exit" else name: value for name, value in flags.items()}).settings
         logs.configure(settings.log_level, settings.secrets())
         asyncio.run(app.serve(settings))
     except HotshelfError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 from hotshelf_daemon.acquire import Leasing, Preparer
 from hotshelf_daemon.index import ingests, journal
@@ -53,3 +54,14 @@ async def sweep(shelf: Shelf, preparer: Preparer) -> None:
             await asyncio.to_thread(files.drop_ingest, shelf.layout, id_)
         await shelf.index.write(lambda db: ingests.close(db, stale))
     await shelf.index.write(journal.trim)
+
+
+async def stop_when_idle(connections: Callable[[], int], idle_s: float, stopping: asyncio.Event) -> None:
+    """Embedded mode: nobody has been connected for `idle_s`."""
+    last = time.monotonic()
+    while time.monotonic() - last < idle_s:
+        await asyncio.sleep(TICK_S)
+        if connections():
+            last = time.monotonic()
+    log.info("idle", extra={"idle_s": idle_s})
+    stopping.set()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, Self
@@ -24,6 +24,7 @@ API_VERSION = 1
 MAX_ACQUIRE_BODY_BYTES = 64 << 10
 MAX_SOURCES = 64
 MAX_RENEWED_IDS = 10_000
+MAX_RENEW_BODY_BYTES = 512 << 10
 DEFAULT_TIMEOUT_S = 600.0
 MAX_TIMEOUT_S = 86_400.0
 
@@ -117,7 +118,10 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class LeaseAnswer:
-    """A granted lease. `path` is relative to the store; `kind` is ``tree`` or ``file``; `grant` rises with every grant."""
+    """A granted lease. `path` is relative to the store; `kind` is ``tree`` or ``file``; `grant` rises with every grant.
+
+    `phases` are seconds of a miss: resolve, fetch, verify, commit. A hit has none.
+    """
 
     id: str
     grant: int
@@ -129,6 +133,7 @@ class LeaseAnswer:
     skipped: tuple[Skipped, ...]
     expires_s: float
     store: str = ""
+    phases: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, body: Any) -> Self:
@@ -145,6 +150,7 @@ class LeaseAnswer:
                 skipped=tuple(Skipped(s["path"], s["reason"]) for s in body.get("skipped", ())),
                 expires_s=float(body["expires_s"]),
                 store=str(body.get("store", "")),
+                phases={str(name): float(seconds) for name, seconds in body.get("phases", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, InvalidRequest) as error:
             raise HotshelfError(
@@ -153,7 +159,7 @@ class LeaseAnswer:
             ) from error
 
     def to_json(self) -> str:
-        body = {
+        body: dict[str, Any] = {
             "id": self.id,
             "grant": self.grant,
             "source": self.source,
@@ -164,6 +170,8 @@ class LeaseAnswer:
             "expires_s": self.expires_s,
             "store": self.store,
         }
+        if self.phases:
+            body["phases"] = {name: round(seconds, 4) for name, seconds in self.phases.items()}
         rows = self.files.rows_json if isinstance(self.files, Manifest) else Manifest(self.files).rows_json
         return f'{json.dumps(body)[:-1]}, "files": {rows}}}'
 

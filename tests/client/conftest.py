@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
+from hotshelf.cli import hotshelf
 from hotshelf.client import Client
 from hotshelf.keeper import Keeper
 
 from .fakes import FakeDaemon, UnixServer, socket_path
+
+Run = Callable[..., Result]
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +44,13 @@ def client(server: UnixServer) -> Client:
     client = Client(server.path)
     client._keepers[""] = Keeper(client.transport, linger_s=0)
     return client
+
+
+@pytest.fixture
+def run(server: UnixServer) -> Run:
+    """Runs the `hotshelf` command against the scripted daemon."""
+
+    def run(*words: str) -> Result:
+        return CliRunner().invoke(hotshelf, ["--socket", str(server.path), *words], prog_name="hotshelf")
+
+    return run

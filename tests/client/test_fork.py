@@ -35,9 +35,15 @@ def in_child(work):
 def run(script: str, server: UnixServer, daemon: FakeDaemon) -> str:
     daemon.looks["GET", "/v1/status"] = lambda _: Reply({"leases": dict(daemon.leases)})
     command = [sys.executable, "-W", "error", "-c", PRELUDE + script, str(server.path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as script_process:
+        try:
+            printed, complaints = script_process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(script_process.pid, signal.SIGKILL)  # its children too: one of them is what hangs
+            raise
+    assert (script_process.returncode, complaints) == (0, "")
+    return printed
 
 
 def test_a_lease_inherited_by_the_child_is_inert_there(server: UnixServer, daemon: FakeDaemon) -> None:

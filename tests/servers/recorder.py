@@ -86,7 +86,7 @@ class Recorder(Book):
         thread = threading.Thread(target=run, daemon=True, name="recorder")
         with self._lock:
             self._threads.add(thread)
-        thread.start()
+            thread.start()  # under the lock: `stop` joins whatever is in the set
 
     def _accept(self, listener: socket.socket) -> None:
         while not self.stopping.is_set():

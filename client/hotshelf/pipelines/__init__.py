@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from hotshelf.pipelines import explanation
 from hotshelf.pipelines.acquiring import Acquiring
 from hotshelf.pipelines.explanation import explain
 from hotshelf.pipelines.hardening import harden
-from hotshelf.pipelines.loading import check_device, import_libraries
+from hotshelf.pipelines.loading import import_libraries, resolve_device
 from hotshelf.pipelines.memory import PipelineCache, process_cache
 from hotshelf.pipelines.order import PipelineOrder
 from hotshelf_shared.errors import InvalidRequest
@@ -52,9 +53,10 @@ def load_pipeline(
 ) -> DiffusionPipeline:
     """A diffusers pipeline from `source` (a source, a configured name or an absolute path) with `loras` applied.
 
-    `loras` are paths, or ``{"path", "scale"}``; `device` and `dtype` are names (``"cuda"``, ``"float16"``) or torch's own,
-    None for the library's default. `attention` is ``auto`` (the fastest kernel that works here), ``flash``, ``native``.
-    `timeout` is in seconds, for everything up to files on disk. `explain(pipe)` says how it was made.
+    `loras` are paths, or ``{"path", "scale"}``; `device` and `dtype` are names (``"cuda"``, ``"float16"``) or torch's own;
+    ``auto`` is a GPU where there is one, None the library's default. `attention` is ``auto`` (the fastest kernel that works
+    here), ``flash`` or ``native``. `timeout` is in seconds, for everything up to files on disk. `explain(pipe)` says how it
+    was made.
     """
     began = time.monotonic()
     _check_supported(compile=compile, lora_mode=lora_mode, snapshot=snapshot)
@@ -76,7 +78,7 @@ def load_pipeline(
     acquiring = Acquiring(client, order, on_progress, partial(kept.recall, wish, order) if kept is not None else _nothing)
     harden()
     import_s = import_libraries()
-    check_device(order.device)
+    order = replace(order, device=resolve_device(order.device))
     waited = time.monotonic()
     files = acquiring.result()
     waited = time.monotonic() - waited
@@ -85,7 +87,14 @@ def load_pipeline(
     built = build(order, files, kept)
     if kept is not None:
         kept.remember(wish, files)
-    phases = {"acquire": files.seconds, "import": import_s, "wait": waited, **built.phases, "total": time.monotonic() - began}
+    phases = {
+        "acquire": files.seconds,
+        **files.phases,
+        "import": import_s,
+        "wait": waited,
+        **built.phases,
+        "total": time.monotonic() - began,
+    }
     explanation.record(order, files, built, phases)
     pipe: DiffusionPipeline = built.pipe
     return pipe

@@ -70,6 +70,15 @@ class Files:
         return () if self.base.lease is None else (self.base.lease,)
 
     @property
+    def phases(self) -> dict[str, float]:
+        """Seconds of what the daemon did for them (fetch, verify, …); they were acquired together, so the longest counts."""
+        seconds: dict[str, float] = {}
+        for lease in self.leases:
+            for name, took in lease.phases.items():
+                seconds[name] = max(took, seconds.get(name, 0.0))
+        return seconds
+
+    @property
     def unleased(self) -> Files:
         """The same, holding nothing."""
         return replace(self, base=replace(self.base, lease=None), loras=tuple(replace(lora, lease=None) for lora in self.loras))

@@ -40,12 +40,14 @@ def import_libraries() -> float:
     return time.monotonic() - began
 
 
-def check_device(device: str | None) -> None:
-    """Raises InvalidRequest when this machine has no such device."""
+def resolve_device(device: str | None) -> str | None:
+    """The device that `auto` means here; any other as it is. Raises InvalidRequest when this machine has no such device."""
     import torch
 
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
     if device is None or device == "cpu":
-        return
+        return device
     kind, _, index = device.partition(":")
     counts = {
         "cuda": torch.cuda.device_count,
@@ -56,8 +58,9 @@ def check_device(device: str | None) -> None:
     count = counts[kind]()
     if int(index or 0) >= count:
         raise InvalidRequest(
-            f"there is no device {device} here ({count} of that kind)", hint="Use device='cpu', or fix the driver."
+            f"there is no device {device} here ({count} of that kind)", hint="Use device='auto', or fix the driver."
         )
+    return device
 
 
 def from_pretrained(

@@ -21,7 +21,7 @@ DTYPES = {
     "bfloat16": "bfloat16",
     "bf16": "bfloat16",
 }
-DEVICES = ("cpu", "cuda", "mps", "xpu")
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 ATTENTION = ("auto", "flash", "native", "none")
 LORA_FIELDS = ("path", "scale")
 

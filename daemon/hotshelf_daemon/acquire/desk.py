@@ -7,6 +7,7 @@ the index before the first byte comes, and are taken back if it fails.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -62,17 +63,25 @@ class Desk:
             if isinstance(failure, IntegrityError):
                 self._shelf.metrics.verify_failures.labels("changed" if isinstance(failure, Changed) else "content").inc()
             raise
+        except asyncio.CancelledError:
+            outcome, error = "error", "client_gone"
+            raise
         finally:
             duration = time.monotonic() - began
             self._shelf.metrics.acquired(outcome, duration)
             self._shelf.metrics.leases.set(len(self._leasing))
             if outcome != "hit":  # a hit's request row went with its lease
                 revision = answers[0].revision if answers else None
-                await self._shelf.index.write(
+                row = self._shelf.index.write(
                     lambda db: journal.request(
                         db, source=sources, revision=revision, outcome=outcome, duration_s=duration, uid=peer.uid, error=error
                     )
                 )
+                try:
+                    await asyncio.shield(asyncio.create_task(row))
+                except asyncio.CancelledError:  # gone at the very last moment: nobody will hear of these leases
+                    await asyncio.shield(asyncio.create_task(self._leasing.take_back([answer.id for answer in answers])))
+                    raise
 
     async def _hit(self, wants: Sequence[Want], holder: Holder) -> list[LeaseAnswer] | None:
         refs = [ref for ref in self._held(wants) if ref is not None]
@@ -87,39 +96,61 @@ class Desk:
     async def _miss(self, wants: Sequence[Want], holder: Holder, gauge: Gauge) -> tuple[str, list[LeaseAnswer]]:
         """Restarts once when the origin changes meanwhile: then everything is resolved anew."""
         try:
-            return await self._fetch(wants, holder, gauge)
+            return await self._join(wants, holder, gauge)
         except Changed:
-            gauge.phase = "resolve"
-            return await self._fetch(wants, holder, gauge)
+            gauge.enter("resolve")
+            return await self._join(wants, holder, gauge)
+
+    async def _join(self, wants: Sequence[Want], holder: Holder, gauge: Gauge) -> tuple[str, list[LeaseAnswer]]:
+        refs = self._held(wants)
+        cold = [want for want, ref in zip(wants, refs, strict=True) if ref is None]
+        with self._preparer.at_work(cold) as joined:
+            return "coalesced" if joined else "miss", await self._fetch(wants, refs, holder, gauge)
 
     def _held(self, wants: Iterable[Want]) -> list[RefRow | None]:
         """The ref of each want whose snapshot is ready, else None."""
-
-        refs = self._shelf.index.read(lambda db: [snapshots.ready_ref(db, want.key) for want in wants])
+        refs = self._shelf.index.read(lambda db: [self._ready(db, want) for want in wants])
         # One lstat a hit: a directory that somebody removed by hand is a miss, and is laid out anew.
         return [ref if ref is not None and trees.is_there(self._shelf.layout, ref.revision) else None for ref in refs]
 
-    async def _fetch(self, wants: Sequence[Want], holder: Holder, gauge: Gauge) -> tuple[str, list[LeaseAnswer]]:
-        refs = self._held(wants)
-        coalesced = [want.key for want in wants if self._preparer.is_preparing(want)]
+    def _ready(self, db: sqlite3.Connection, want: Want) -> RefRow | None:
+        ref = snapshots.ready_ref(db, want.key)
+        if ref is None and (unpinned := self._names.unpinned(want)) is not None:
+            # What the unpinned source stands for now is this very revision: nothing to ask the origin for.
+            ref = snapshots.ready_ref(db, unpinned.key)
+            ref = ref if ref is not None and ref.revision == want.source.pinned else None
+        return ref
+
+    async def _fetch(
+        self, wants: Sequence[Want], refs: Sequence[RefRow | None], holder: Holder, gauge: Gauge
+    ) -> list[LeaseAnswer]:
         resolutions = await self._resolve([w for w, r in zip(wants, refs, strict=True) if r is None])
-        rows = await self._leasing.hold(wants, refs, resolutions, holder)
+        rows = self._leasing.rows(wants, refs, resolutions, holder)
+        try:
+            rows = await self._leasing.hold(rows, resolutions)
+            settled = await self._bring(wants, refs, resolutions, gauge)
+            opened = [replace(row, revision=ref.revision, resolution=None) for row, ref in zip(rows, settled, strict=True)]
+            await self._leasing.settle(opened)
+        except BaseException:
+            idle = [resolution for resolution in resolutions.values() if self._preparer.is_alone(resolution)]
+            await asyncio.shield(asyncio.create_task(self._leasing.give_up(rows, idle)))
+            raise
+        gauge.enter("ready")
+        return self._leasing.answers(opened, settled, gauge.seconds)
+
+    async def _bring(
+        self, wants: Sequence[Want], refs: Sequence[RefRow | None], resolutions: dict[str, Resolution], gauge: Gauge
+    ) -> list[RefRow]:
+        """Room first, then the bytes; the ref of each want."""
         promised: list[str] = []
         try:
             promised = await self._preparer.reserve(list(resolutions.values()), evict=True)
             self._preparer.gauge(gauge, self._preparer.missing(resolutions.values()))
             gauge.held_bytes = sum(r.size for r in resolutions.values()) - sum(m.size for m in gauge.meters)
             ready = await self._prepare_all(wants, resolutions, gauge)
-            settled = [ready[want.key] if ref is None else ref for want, ref in zip(wants, refs, strict=True)]
-            opened = [replace(row, revision=ref.revision, resolution=None) for row, ref in zip(rows, settled, strict=True)]
-            await self._leasing.settle(opened)
-        except BaseException:
-            idle = [resolution for resolution in resolutions.values() if not self._preparer.is_flying(resolution)]
-            await asyncio.shield(asyncio.create_task(self._leasing.give_up(rows, idle)))
-            raise
         finally:
             await asyncio.shield(asyncio.create_task(self._preparer.unclaim(promised)))
-        return "coalesced" if coalesced else "miss", self._leasing.answers(opened, settled)
+        return [ready[want.key] if ref is None else ref for want, ref in zip(wants, refs, strict=True)]
 
     async def _resolve(self, wants: Iterable[Want]) -> dict[str, Resolution]:
         distinct = {want.key: want for want in wants}

@@ -56,7 +56,9 @@ class Freshness:
         """Whether the ref flipped to a new revision. Raises what its origin does."""
         resolution = await self._preparer.resolve(want)
         ref = self._shelf.index.read(lambda db: snapshots.ref(db, want.key))
-        if ref is not None and ref.listing == resolution.id:
+        if ref is None:
+            return False  # evicted while we asked: nothing to keep fresh, and no reason to bring it back
+        if ref.listing == resolution.id:
             await self._shelf.index.write(lambda db: snapshots.mark_checked(db, want.key))
             return False
         return await self._bring(want, resolution)
@@ -69,6 +71,10 @@ class Freshness:
         return await self._bring(want, await self._preparer.resolve(want))
 
     async def _bring(self, want: Want, resolution: Resolution) -> bool:
+        with self._preparer.at_work([want]):
+            return await self._fetch(want, resolution)
+
+    async def _fetch(self, want: Want, resolution: Resolution) -> bool:
         await self._shelf.index.write(
             lambda db: snapshots.open_resolution(
                 db, resolution.id, source=resolution.source, size=resolution.size, files=len(resolution.files)
@@ -81,7 +87,7 @@ class Freshness:
             ref = await self._preparer.prepare(want, resolution, Gauge(str(want.source)), prefetch=True)
         except BaseException as error:
             why = error.code if isinstance(error, HotshelfError) else type(error).__name__
-            if not self._preparer.is_flying(resolution):
+            if self._preparer.is_alone(resolution):
                 await self._shelf.index.write(lambda db: snapshots.fail_resolution(db, resolution.id, why))
             raise
         finally:

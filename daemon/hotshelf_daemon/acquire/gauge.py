@@ -18,10 +18,18 @@ class Gauge:
 
     source: str
     phase: str = "resolve"
+    seconds: dict[str, float] = field(default_factory=dict)
     held_bytes: int = 0
     meters: list[Meter] = field(default_factory=list)
     clock: Callable[[], float] = time.monotonic
     _seen: list[tuple[float, int]] = field(default_factory=list)
+    _since: float = field(default_factory=time.monotonic)
+
+    def enter(self, phase: str) -> None:
+        """The acquire goes on to another phase; how long the one before took is kept in `seconds`."""
+        now = self.clock()
+        self.seconds[self.phase] = self.seconds.get(self.phase, 0.0) + now - self._since
+        self.phase, self._since = phase, now
 
     def progress(self) -> Progress:
         now, arrived = self.clock(), sum(meter.done for meter in self.meters)

@@ -6,12 +6,14 @@ under way, never on nothing.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import sqlite3
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from hotshelf_daemon.acquire.book import Book
 from hotshelf_daemon.acquire.names import Want
@@ -98,15 +100,28 @@ class Leasing:
             opened = await self._shelf.index.write_brief(open_all)
         except LookupError:
             return None
+        except asyncio.CancelledError:
+            # The writer may have opened them by now, or may still: what closes them stands behind that in its queue.
+            await asyncio.shield(asyncio.create_task(self.give_up(rows, ())))
+            raise
         return self.answers(opened, refs)
 
-    async def hold(
+    def rows(
         self,
         wants: Sequence[Want],
         refs: Sequence[RefRow | None],
         resolutions: Mapping[str, Resolution],
         holder: Holder,
     ) -> list[LeaseRow]:
+        """Leases to `hold`, each on a ready revision or on the resolution that will become one; `give_up` knows their ids."""
+        return [
+            self._row(want, holder, revision=ref.revision)
+            if ref
+            else self._row(want, holder, resolution=resolutions[want.key].id)
+            for want, ref in zip(wants, refs, strict=True)
+        ]
+
+    async def hold(self, rows: Sequence[LeaseRow], resolutions: Mapping[str, Resolution]) -> list[LeaseRow]:
         """One transaction: a lease on everything, ready or still to come, and roots for the blobs that will be needed."""
 
         def hold(db: sqlite3.Connection) -> list[LeaseRow]:
@@ -115,14 +130,7 @@ class Leasing:
                     db, resolution.id, source=resolution.source, size=resolution.size, files=len(resolution.files)
                 )
                 snapshots.want(db, resolution.id, wanted_digests(resolution))
-            opened = []
-            for want, ref in zip(wants, refs, strict=True):
-                if ref is not None:
-                    row = self._row(want, holder, revision=ref.revision)
-                else:
-                    row = self._row(want, holder, resolution=resolutions[want.key].id)
-                opened.append(row.granted(leases.open_(db, row)))
-            return opened
+            return [row.granted(leases.open_(db, row)) for row in rows]
 
         try:
             return await self._shelf.index.write(hold)
@@ -145,7 +153,7 @@ class Leasing:
             raise Changed(f"{gone} was evicted at this very moment") from gone
 
     async def give_up(self, rows: Sequence[LeaseRow], idle: Iterable[Resolution]) -> None:
-        """The acquire failed: its leases are taken back, and the resolutions that nobody else carries out."""
+        """The acquire failed: its leases are taken back, and the resolutions that nobody else counts on."""
 
         def close(db: sqlite3.Connection) -> None:
             leases.close(db, [row.id for row in rows])
@@ -154,7 +162,10 @@ class Leasing:
 
         await self._shelf.index.write(close)
 
-    def answers(self, rows: Sequence[LeaseRow], refs: Sequence[RefRow]) -> list[LeaseAnswer]:
+    def answers(
+        self, rows: Sequence[LeaseRow], refs: Sequence[RefRow], seconds: Mapping[str, float] = MappingProxyType({})
+    ) -> list[LeaseAnswer]:
+        """From here on the leases run. `seconds` says how long each phase of a miss took."""
         now = time.monotonic()
         for row in rows:
             self._book.enter(row, now)
@@ -170,6 +181,7 @@ class Leasing:
                 skipped=ref.skipped,
                 expires_s=row.ttl_s,
                 store=self._shelf.layout.root,
+                phases=seconds,
             )
             for row, ref in zip(rows, refs, strict=True)
         ]

@@ -50,7 +50,22 @@ class Names:
         source, patterns, frozen = wish.source, wish.patterns, False
         if source.kind == "name":
             source, patterns, frozen = self._configured(source, patterns)
-        return Want(source, patterns, Policy.of(self._settings, source), frozen or source.pinned is not None)
+        want = Want(source, patterns, Policy.of(self._settings, source), frozen or source.pinned is not None)
+        return want if want.frozen or want.key not in self._frozen_keys else replace(want, frozen=True)
+
+    @cached_property
+    def _frozen_keys(self) -> frozenset[str]:
+        """Wants that a frozen name stands for: asked for by their source they share its ref, which must not flip either."""
+        wishes = [Wish(Source.parse(name)) for name, model in self._settings.names.items() if model.freeze]
+        wants = [Want(*self._configured(wish.source, wish.patterns)[:2], Policy()) for wish in wishes]
+        return frozenset(replace(want, policy=Policy.of(self._settings, want.source)).key for want in wants)
+
+    def unpinned(self, want: Want) -> Want | None:
+        """The want whose ref may stand for a pinned revision too; None for one that is not pinned."""
+        if want.source.pinned is None:
+            return None
+        source = want.source.unpinned
+        return Want(source, want.patterns, Policy.of(self._settings, source))
 
     def _configured(self, name: Source, patterns: Patterns) -> tuple[Source, Patterns, bool]:
         model = self._settings.names.get(name.path)

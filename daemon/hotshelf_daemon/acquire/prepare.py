@@ -44,7 +44,7 @@ class Preparer:
         self._ingests = ingests_
         self._resolving: Flights[Resolution] = Flights()
         self._preparing: Flights[RefRow] = Flights()
-        self._wants: Counter[str] = Counter()
+        self._at_work: Counter[str] = Counter()
         self._claims: Counter[str] = Counter()
         self._threads = ThreadPoolExecutor(RESOLVERS, thread_name_prefix="resolve")
 
@@ -63,12 +63,21 @@ class Preparer:
         learnt = self._shelf.index.read(lambda db: blobs.learnt(db, origin.name, keys))
         return resolve.narrow(want, origin, found, learnt)
 
-    def is_preparing(self, want: Want) -> bool:
-        """Whether somebody is already at work for this want."""
-        return want.key in self._resolving or want.key in self._wants
+    @contextmanager
+    def at_work(self, wants: Iterable[Want]) -> Iterator[bool]:
+        """Around all the work for these wants, from resolving on; whether somebody else was at one of them already."""
+        keys = {want.key for want in wants}
+        joined = any(self._at_work[key] for key in keys)
+        self._at_work.update(keys)
+        try:
+            yield joined
+        finally:
+            self._at_work.subtract(keys)
+            self._at_work += Counter()
 
-    def is_flying(self, resolution: Resolution) -> bool:
-        return resolution.id in self._preparing
+    def is_alone(self, resolution: Resolution) -> bool:
+        """Whether nobody but the caller, who is at work for it, counts on this resolution."""
+        return self._at_work[resolution.wish] <= 1
 
     def gauge(self, gauge: Gauge, items: Iterable[Missing]) -> None:
         """Lets the gauge read how far these contents are, whoever fetches them."""
@@ -92,12 +101,12 @@ class Preparer:
                 for item, row in zip(items, rows, strict=True)
                 if row is None
             ]
-            promised = [row.id for row in rows if row is not None]
-            with self._claimed(promised):
+            found = [row.id for row in rows if row is not None]
+            with self._claimed(found):
                 await collect.make_room(self._shelf, sum(row.size for row in new), active=self.busy(), evict=evict)
                 await self._shelf.index.write(lambda db: ingests.reserve(db, new))
-                promised += [row.id for row in new]
-                self._claims.update(promised)
+                promised = [*found, *(row.id for row in new)]
+                self._claims.update(promised)  # until `unclaim`: nobody makes room with what is reserved here
         return promised
 
     async def unclaim(self, promised: Sequence[str]) -> None:
@@ -117,21 +126,18 @@ class Preparer:
 
     async def prepare(self, want: Want, resolution: Resolution, gauge: Gauge, *, prefetch: bool) -> RefRow:
         """The resolution as a ready snapshot with a ref. Raises Changed when its origin moved on meanwhile."""
-        self._wants[want.key] += 1
-        try:
-            return await self._preparing.join(resolution.id, lambda: self._prepare(want, resolution, gauge, prefetch))
-        finally:
-            self._wants[want.key] -= 1
-            self._wants += Counter()
+        gauge.enter("fetch")
+        return await self._preparing.join(resolution.id, lambda: self._prepare(want, resolution, gauge, prefetch))
 
     async def _prepare(self, want: Want, resolution: Resolution, gauge: Gauge, prefetch: bool) -> RefRow:
         try:
             for _ in range(ROUNDS):
-                facts = await self._fetch(want, resolution, gauge, prefetch=prefetch)
-                gauge.phase = "verify"
+                facts = await self._fetch(want, resolution, prefetch=prefetch)
+                gauge.enter("verify")
                 tree, ref = self._decide(want, resolution, facts)
                 await self._check_unchanged(want, resolution)
                 await self._check_documents(want, tree)
+                gauge.enter("commit")
                 try:
                     await materialize(self._shelf, tree, ref, resolution=resolution.id)
                 except BlobsGone as gone:
@@ -144,13 +150,12 @@ class Preparer:
             await self._shelf.index.write(lambda db: snapshots.fail_resolution(db, resolution.id, why))
             raise
 
-    async def _fetch(self, want: Want, resolution: Resolution, gauge: Gauge, *, prefetch: bool) -> dict[str, Brought]:
+    async def _fetch(self, want: Want, resolution: Resolution, *, prefetch: bool) -> dict[str, Brought]:
         """Every file's content, by path: what is held as it is, the rest through ingest, the largest first."""
         sizes = self._shelf.index.read(lambda db: blobs.sizes(db, [f.digest for f in resolution.files if f.digest]))
         unsafe = self._shelf.index.read(blobs.unsafe)
         origin = self._directory.origin_of(want.source)
         items = plan.missing([resolution], sizes)
-        gauge.phase = "fetch"
         brought: dict[tuple[str, ...], Brought] = {}
 
         async def one(item: Missing) -> None:
@@ -219,7 +224,7 @@ class Preparer:
         def check() -> None:
             for path, entry in tree.items():
                 if policy.is_document(path, entry.size):
-                    policy.check(path, files.read(self._shelf.layout, entry.digest, entry.size), want.policy)
+                    policy.check(path, files.read(self._shelf.layout, entry.digest, policy.MAX_DOCUMENT_BYTES + 1), want.policy)
 
         await asyncio.to_thread(check)
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, SecretStr, ValidationError
@@ -22,9 +23,14 @@ from hotshelf_shared.wire import nearest
 PREFIX = "HOTSHELF_"
 DEFAULT_CONFIG = "/etc/hotshelf/config.yaml"
 #: Ours, but the client's or the launcher's: not settings of the daemon.
-CLIENT_VARIABLES = frozenset({"HOTSHELF_CONFIG", "HOTSHELF_AUTOSTART", "HOTSHELF_BUNDLE_NAMESPACE"})
+CLIENT_VARIABLES = frozenset(
+    f"HOTSHELF_{name}" for name in ("CONFIG", "AUTOSTART", "BUNDLE_NAMESPACE", "LAUNCH_LOG", "OUTPUT_DIR")
+)
 #: What Kubernetes injects for a Service that happens to be called hotshelf.
 _SERVICE_LINK = re.compile(r"HOTSHELF_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP)\w*)?)\Z")
+#: Settings of ours that are secret; each may be given as …_FILE too.
+_SECRET_SETTINGS = frozenset({"hf_token"})
+_TEXT = frozenset({str, SecretStr, type(None), str | None, SecretStr | None})
 _SECRET_FIELDS = ("access_key_id", "secret_access_key", "session_token")
 
 
@@ -126,6 +132,14 @@ def _seed_layer(env: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "environment B2_*", {"default_bucket": bucket, "origins": {"b2": origin}}
 
 
+def _is_b2(endpoint: object) -> bool:
+    """By its host: credentials must not follow a name that only looks like B2's."""
+    try:
+        return (urlsplit(str(endpoint)).hostname or "").endswith(".backblazeb2.com")
+    except ValueError:
+        return False
+
+
 def b2_endpoint(region: str) -> str:
     return f"https://s3.{region}.backblazeb2.com"
 
@@ -135,19 +149,25 @@ def _environment_layer(env: Mapping[str, str]) -> Iterator[tuple[str, dict[str, 
         if not variable.startswith(PREFIX) or variable in CLIENT_VARIABLES or _SERVICE_LINK.match(variable):
             continue
         path = variable.removeprefix(PREFIX).lower().split("__")
+        if path[0].removesuffix("_file") in _SECRET_SETTINGS:
+            secret = _value_or_file(env, variable.removesuffix("_FILE"))
+            yield f"environment {variable}", {path[0].removesuffix("_file"): secret}
+            continue
         if path[0] not in Settings.model_fields:
             hint = nearest(variable, (PREFIX + name.upper() for name in Settings.model_fields))
             raise BadConfiguration(f"the environment has an unknown setting {variable}", hint=hint)
-        yield f"environment {variable}", _nested(path, _typed(path, text))
+        yield f"environment {variable}", _nested(path, _typed(path, variable, text))
 
 
-def _typed(path: list[str], text: str) -> Any:
+def _typed(path: list[str], variable: str, text: str) -> Any:
     """A variable's text as its field wants it: lists, mappings and numbers are YAML, text stays text."""
-    field = Settings.model_fields[path[0]]
-    if field.annotation is str or field.annotation == (str | None):
+    field = _model_above(path).model_fields.get(path[-1])
+    if field is not None and {*get_args(field.annotation)} | {field.annotation} <= _TEXT:
         return text
-    value = yaml.safe_load(text)
-    return text if len(path) > 1 and not isinstance(value, list | bool | dict) else value
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:  # its message would repeat the value
+        raise BadConfiguration(f"{variable} is not YAML", hint="Quote it as in a YAML file.") from None
 
 
 def _with_credentials(values: dict[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
@@ -162,7 +182,7 @@ def _with_credentials(values: dict[str, Any], env: Mapping[str, str]) -> dict[st
             for field in _SECRET_FIELDS:
                 if (file := origin.get(f"{field}_file")) and not origin.get(field):
                     origin[field] = _read_secret(str(file), f"origins.{name}.{field}_file")
-            if ".backblazeb2.com" in str(origin.get("endpoint_url")) and not origin.get("access_key_id"):
+            if _is_b2(origin.get("endpoint_url")) and not origin.get("access_key_id"):
                 for field, variable in (("access_key_id", "B2_KEY_ID"), ("secret_access_key", "B2_SECRET_KEY")):
                     if value := _value_or_file(env, variable):
                         origin[field] = value
@@ -227,12 +247,17 @@ def _layer_of(where: Mapping[str, str], path: list[str]) -> str:
 
 
 def _known_beside(path: list[str]) -> list[str]:
+    return list(_model_above(path).model_fields)
+
+
+def _model_above(path: list[str]) -> type[BaseModel]:
+    """The part of the settings in which the last key of `path` stands."""
     model: Any = Settings
     for part in path[:-1]:
-        field = getattr(model, "model_fields", {}).get(part)
+        field = model.model_fields.get(part)
         if field is not None:
             model = next((a for a in (field.annotation, *get_args(field.annotation)) if hasattr(a, "model_fields")), model)
-    return list(model.model_fields)
+    return model  # type: ignore[no-any-return]  # annotations are not typed
 
 
 def _plain(value: object) -> str:

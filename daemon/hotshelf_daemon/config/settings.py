@@ -64,6 +64,14 @@ class OriginSettings(Frozen):
     #: A path to a CA bundle, when the endpoint's certificate is your own.
     ca_bundle: str | None = None
 
+    @field_validator("endpoint_url", "mirrors")
+    @classmethod
+    def _holds_no_credentials(cls, value: Any) -> Any:
+        for url in value if isinstance(value, list) else (value or "",):
+            if "@" in url.partition("://")[2].partition("/")[0]:
+                raise ValueError("holds credentials: put them into access_key_id and secret_access_key")
+        return value
+
 
 class ModelSettings(Frozen):
     """A name for a source; `freeze` keeps it at the revision it has until `refresh`."""
@@ -149,6 +157,8 @@ class Settings(Frozen):
     lease_eof_s: Seconds = 5
     lease_hold_max_s: Seconds = 86_400
     drain_s: Seconds = 10
+    #: Ends the daemon this long after its last connection (embedded mode); None keeps it running.
+    idle_exit_s: Seconds | None = None
     #: An interrupted download that nobody resumes is dropped after this.
     ingest_keep_s: Seconds = 86_400
     max_connections: int = Field(default=1_024, ge=1)

@@ -32,6 +32,13 @@ NETWORK_FILE_SYSTEMS = frozenset(
 WAL_KEPT_BYTES = 4 << 20
 
 
+#: Errors that say nothing about the file's content: it must not be set aside for them.
+_NOT_ITS_FAULT = frozenset(
+    (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM,
+     sqlite3.SQLITE_CANTOPEN)
+)  # fmt: skip
+
+
 class Unreadable(Exception):
     """The index file is no healthy index of ours: set it aside and rebuild."""
 
@@ -155,21 +162,23 @@ def translated(path: str) -> Iterator[None]:
 
 def _open_writer(path: str) -> sqlite3.Connection:
     refuse_network_file_system(path)
-    try:
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
-    except sqlite3.OperationalError as error:
-        raise BadConfiguration(f"the index {path} cannot be opened: {error}", hint="Check index.path and its owner.") from error
+    connection = _connect(path)
     try:
         if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
             raise Unreadable(f"{path} fails SQLite's quick_check")
-        # A reader that is still there from before the last stop can keep us from WAL for now: DELETE mode serves too.
-        with contextlib.suppress(sqlite3.OperationalError):
-            connection.execute("PRAGMA journal_mode=WAL")
+        _refuse_newer(connection, path)
+        if not _enter_wal(connection):
+            _leave_readers_behind(connection, path)
+            connection.close()
+            connection = _connect(path)
+            _enter_wal(connection)
         connection.execute("PRAGMA busy_timeout=5000")
         connection.execute("PRAGMA foreign_keys=OFF")
-        _migrate(connection, path)
+        migrations.apply(Database(connection))
     except sqlite3.DatabaseError as error:
         connection.close()
+        if error.sqlite_errorcode & 0xFF in _NOT_ITS_FAULT:
+            raise _unusable(path, error) from error
         raise Unreadable(f"{path}: {error}") from error
     except BaseException:
         connection.close()
@@ -177,15 +186,56 @@ def _open_writer(path: str) -> sqlite3.Connection:
     return connection
 
 
-def _migrate(connection: sqlite3.Connection, path: str) -> None:
-    db = Database(connection)
-    applied = {migration.name for migration in migrations.applied(db)}
+def _connect(path: str) -> sqlite3.Connection:
+    try:
+        return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
+    except sqlite3.OperationalError as error:
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: str, error: sqlite3.Error) -> BadConfiguration:
+    return BadConfiguration(
+        f"the index {path} cannot be opened: {error}", hint="Check index.path, its owner and who else uses it."
+    )
+
+
+def _refuse_newer(connection: sqlite3.Connection, path: str) -> None:
+    """Before anything is changed."""
+    applied = {migration.name for migration in migrations.applied(Database(connection))}
     if newer := sorted(applied - KNOWN):
         raise BadConfiguration(
             f"the index {path} was written by a newer hotshelf ({newer[-1]})",
             hint="Start that version again, or point index.path elsewhere: the index is rebuilt from the store.",
         )
-    migrations.apply(db)
+
+
+def _enter_wal(connection: sqlite3.Connection) -> bool:
+    """False while somebody reads a file that is not in WAL; a file system that cannot do WAL is content with less."""
+    connection.execute("PRAGMA busy_timeout=500")
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+    except sqlite3.OperationalError:
+        return False
+    return True
+
+
+def _leave_readers_behind(connection: sqlite3.Connection, path: str) -> None:
+    """A reader from while no daemon lived may sit on the file for good, and would keep us from writing a single row.
+
+    It keeps the file it has open; ours is a copy under the same name. The store's lock makes us the only one to do this.
+    """
+    copy = f"{path}.copy"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(copy)
+    connection.execute("VACUUM INTO ?", (copy,))
+    for name in (copy, os.path.dirname(path)):
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+            if name == copy:
+                os.rename(copy, path)
+        finally:
+            os.close(fd)
 
 
 def _open_reader(path: str) -> sqlite3.Connection:

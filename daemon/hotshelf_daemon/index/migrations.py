@@ -7,6 +7,7 @@ Times are seconds since the epoch, for people; order of use is decided by grant 
 from __future__ import annotations
 
 import sqlite3
+import time
 
 from sqlite_utils import Database, Migrations
 
@@ -17,6 +18,8 @@ migrations = Migrations("hotshelf")
 def m001_create_the_index(db: Database) -> None:
     for statement in _TABLES.split(";\n\n"):
         db.execute(statement)
+    # Clients remember the largest grant they have seen: a rebuilt index must not begin again below it.
+    db.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('leases', ?)", [int(time.time() * 1000)])
 
 
 @migrations()

@@ -35,6 +35,8 @@ from hotshelf_shared.errors import IntegrityError
 
 T = TypeVar("T")
 FILES_AT_ONCE = 64
+#: Threads per slot: one that was given up while its origin is silent holds no slot, and must not hold up the next either.
+SPARE_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class Ingests:
         self._meters: WeakValueDictionary[tuple[str, ...], Meter] = WeakValueDictionary()
         self._slots = Slots(self._fetch.connections)
         self._files = Slots(FILES_AT_ONCE)
-        self._threads = ThreadPoolExecutor(self._fetch.connections, thread_name_prefix="fetch")
+        self._threads = ThreadPoolExecutor(SPARE_THREADS * self._fetch.connections, thread_name_prefix="fetch")
 
     def meter(self, item: Missing) -> Meter:
         """How far this content is: the same meter for everybody, as long as somebody looks at it."""
@@ -194,7 +196,7 @@ class Ingests:
 
         async def one(start: int, stop: int) -> None:
             async with self._slots.take(prefetch=prefetch):
-                crc = await self._in_thread(job, lambda: segment.fetch(job, start, stop))
+                crc = await self._in_thread(job, lambda: segment.fetch(job, start, stop), wait=False)
             if journalled:
                 await self._shelf.index.write(lambda db: ingests.journal(db, row.id, SegmentRow(start, stop, crc)))
 
@@ -238,14 +240,16 @@ class Ingests:
 
         await self._shelf.index.write(change)
 
-    async def _in_thread(self, job: Job, work: Callable[[], T]) -> T:
-        """On a fetch thread; when cancelled, tells the thread and waits for it: its file must not be closed under it."""
+    async def _in_thread(self, job: Job, work: Callable[[], T], *, wait: bool = True) -> T:
+        """On a fetch thread; when cancelled, waits until it is done with the file, or at least done for good with writing."""
         future = asyncio.get_running_loop().run_in_executor(self._threads, work)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            job.stop.set()
-            await asyncio.wait([future])
+            future.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # seen: it concerns nobody
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, job.halt))
+            if wait:
+                await asyncio.wait([future])
             raise
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from awscrt.checksums import crc64nvme
@@ -41,7 +42,11 @@ class Meter:
 
 @dataclass(slots=True)
 class Job:
-    """What all segments of an ingest share."""
+    """What all segments of an ingest share.
+
+    Invariant: after `halt` no segment touches the file any more, though a thread may still sit in a read from an origin
+    that has gone quiet: whoever gave up need not wait for that.
+    """
 
     origin: Origin
     object: OriginObject
@@ -50,6 +55,28 @@ class Job:
     meter: Meter
     attempts: int
     stop: threading.Event = field(default_factory=threading.Event)
+    _touching: int = 0
+    _touched: threading.Condition = field(default_factory=threading.Condition)
+
+    @contextmanager
+    def touching(self) -> Iterator[None]:
+        """Around every use of the file. Raises Stopped when it was given up."""
+        with self._touched:
+            if self.stop.is_set():
+                raise Stopped
+            self._touching += 1
+        try:
+            yield
+        finally:
+            with self._touched:
+                self._touching -= 1
+                self._touched.notify_all()
+
+    def halt(self) -> None:
+        """Gives it up; returns when nobody touches the file."""
+        with self._touched:
+            self.stop.set()
+            self._touched.wait_for(lambda: not self._touching)
 
 
 def fetch(job: Job, start: int, stop: int) -> int:
@@ -64,7 +91,7 @@ def fetch(job: Job, start: int, stop: int) -> int:
                 with job.origin.open(job.object, at, stop) as body:
                     while at < stop:
                         chunk = buffer[: _next_chunk(job, body.readinto, buffer, stop - at)]
-                        with disk_errors("writing a download"):
+                        with job.touching(), disk_errors("writing a download"):
                             pwrite_all(job.fd, chunk, at)
                         crc = crc64nvme(chunk, crc)
                         if owns:
@@ -80,7 +107,8 @@ def fetch(job: Job, start: int, stop: int) -> int:
     finally:
         if owns:
             job.frontier.disown()
-    job.frontier.arrived(start, stop)
+    with job.touching():
+        job.frontier.arrived(start, stop)
     return crc
 
 

@@ -51,7 +51,7 @@ class FileOrigin:
             os.close(fd)
 
     def list(self, folder: str) -> Iterator[OriginObject]:
-        for at, folders, names in os.walk(f"/{folder}"):
+        for at, folders, names in os.walk(f"/{folder}", onerror=_raise_unless_gone):
             folders.sort()
             for name in sorted(names):
                 key = f"{at}/{name}".lstrip("/")
@@ -92,14 +92,24 @@ class FileOrigin:
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
                 return None
-            if error.errno in (errno.EACCES, errno.EPERM):
-                raise AccessDenied(f"the daemon may not read /{key}", hint="Give its user read access.") from error
-            raise OriginUnavailable(f"opening /{key} failed: {error.strerror}") from error
+            raise _translated(error, f"/{key}") from error
         real = os.readlink(f"/proc/self/fd/{fd}")
         if real != self.root and not real.startswith(self.root.rstrip("/") + "/"):
             os.close(fd)
             raise AccessDenied(f"/{key} lies outside the configured roots", hint="Add its folder to `roots`.")
         return fd
+
+
+def _translated(error: OSError, path: object) -> AccessDenied | OriginUnavailable:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return AccessDenied(f"the daemon may not read {path}", hint="Give its user read access.")
+    return OriginUnavailable(f"opening {path} failed: {error.strerror}")
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    """A folder that cannot be listed is an error: a tree that silently lacks a part must never become a snapshot."""
+    if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+        raise _translated(error, error.filename) from error
 
 
 def _object(key: str, seen: os.stat_result) -> OriginObject:

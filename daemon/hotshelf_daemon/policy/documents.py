@@ -26,14 +26,16 @@ _PIPELINE_MODULES = frozenset(_PIPELINE_MODULE_NAMES.split())
 
 
 def is_document(path: str, size: int) -> bool:
-    """Whether `check` wants to see this file."""
-    return path.endswith(".json") and size <= MAX_DOCUMENT_BYTES
+    """Whether `check` wants to see this file: vocabularies may be large, and name nothing to import."""
+    return path.endswith(".json") and (size <= MAX_DOCUMENT_BYTES or path.endswith(("config.json", "model_index.json")))
 
 
 def check(path: str, data: bytes, policy: Policy) -> None:
     """Raises UnsafeContent naming the file and the field. What is no JSON object asks for nothing."""
     if policy.allow_code:
         return
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise _refusal(path, f"a configuration of {len(data):,} bytes is not looked into")
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):

@@ -13,14 +13,14 @@ from hotshelf_daemon.server.peers import Guard
 from hotshelf_daemon.server.replies import as_json, problems
 from hotshelf_daemon.server.unix import listen_on, remove_own
 from hotshelf_shared.errors import DaemonUnavailable
-from hotshelf_shared.wire import MAX_ACQUIRE_BODY_BYTES
+from hotshelf_shared.wire import MAX_RENEW_BODY_BYTES
 
 __all__ = ["ROUTES", "Calls", "Guard", "application", "health", "listen_on", "remove_own"]
 
 
 def application(calls: Calls, guard: Guard) -> web.Application:
     """Every call goes through the guard; admin calls through it twice."""
-    app = web.Application(middlewares=[problems], client_max_size=MAX_ACQUIRE_BODY_BYTES)
+    app = web.Application(middlewares=[problems], client_max_size=MAX_RENEW_BODY_BYTES + 1)
     for route in ROUTES:
         app.router.add_route(route.method, route.path, _guarded(route, calls, guard))
     described = document(ROUTES, calls.version)

@@ -17,7 +17,7 @@ from hotshelf_daemon.index import blobs
 from hotshelf_daemon.server.replies import as_json, stream
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_shared import wire
-from hotshelf_shared.errors import InvalidRequest
+from hotshelf_shared.errors import InvalidRequest, TooLarge
 from hotshelf_shared.manifest import parse_json
 from hotshelf_shared.wire import AcquireRequest, LeaseAnswer, RenewRequest
 
@@ -37,7 +37,7 @@ class Calls:
     keepers: dict[asyncio.BaseTransport, tuple[int, str]]
 
     async def acquire(self, request: web.Request, peer: Peer) -> web.StreamResponse:
-        order = AcquireRequest.parse(await request.read())
+        order = AcquireRequest.parse(await _read(request))
         gauge = Gauge(" ".join(str(wish.source) for wish in order.wishes))
 
         async def work() -> list[LeaseAnswer]:
@@ -53,7 +53,7 @@ class Calls:
         return web.Response(body=text.encode(), content_type=wire.JSON)
 
     async def renew(self, request: web.Request, peer: Peer) -> web.StreamResponse:
-        order = RenewRequest.parse(await request.read())
+        order = RenewRequest.parse(await _read(request, wire.MAX_RENEW_BODY_BYTES))
         if request.transport is not None:
             self.keepers[request.transport] = (peer.uid, order.client)
         kept = await self.leasing.renew(order, peer)
@@ -125,7 +125,10 @@ class Calls:
 
     async def collect(self, request: web.Request, _peer: Peer) -> web.StreamResponse:
         body = await _body(request, "dry_run")
-        return as_json(await self.keeping.collect(dry_run=body.get("dry_run") is True))
+        dry_run = body.get("dry_run", False)
+        if not isinstance(dry_run, bool):
+            raise InvalidRequest("dry_run is true or false")
+        return as_json(await self.keeping.collect(dry_run=dry_run))
 
 
 def health(shelf: Shelf) -> list[dict[str, Any]]:
@@ -151,8 +154,16 @@ def _granted(order: AcquireRequest, answers: list[LeaseAnswer]) -> str:
     return f'"lease": {answers[0].to_json()}'
 
 
+async def _read(request: web.Request, limit: int = wire.MAX_ACQUIRE_BODY_BYTES) -> bytes:
+    """The body. Raises TooLarge beyond `limit` bytes."""
+    data = b"" if (request.content_length or 0) > limit else await request.read()
+    if max(len(data), request.content_length or 0) > limit:
+        raise TooLarge("the body is too large", hint=f"This call's body has {limit:,} bytes at most.")
+    return data
+
+
 async def _body(request: web.Request, *known: str) -> dict[str, Any]:
-    data = await request.read()
+    data = await _read(request)
     body = parse_json(data, "the body", InvalidRequest) if data else {}
     if not isinstance(body, dict) or set(body) - set(known):
         raise InvalidRequest(f"the body is a JSON object with no other field than {', '.join(known)}")

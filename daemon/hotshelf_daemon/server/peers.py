@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import os
 import socket
@@ -15,6 +16,7 @@ from hotshelf_shared.errors import AccessDenied
 
 _SO_PEERGROUPS = 59
 _MOST_GROUPS = 65_536
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Guard:
@@ -50,14 +52,13 @@ def peer_of(connection: socket.socket) -> Peer:
 
 
 def _groups(connection: socket.socket) -> frozenset[int]:
-    size = 64
-    while size <= _MOST_GROUPS:
-        try:
-            raw = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, size * 4)
-        except OSError as error:
-            if error.errno != errno.ERANGE:
-                return frozenset()
-            size *= 8
-            continue
-        return frozenset(struct.unpack(f"{len(raw) // 4}I", raw))
+    """By libc: Python's own getsockopt refuses buffers over 1,024 bytes, and a directory's users have many groups."""
+    size = ctypes.c_uint32(256)
+    while size.value <= 4 * _MOST_GROUPS:
+        raw = ctypes.create_string_buffer(size.value)
+        if _libc.getsockopt(connection.fileno(), socket.SOL_SOCKET, _SO_PEERGROUPS, raw, ctypes.byref(size)) == 0:
+            return frozenset(struct.unpack(f"{size.value // 4}I", raw.raw[: size.value]))
+        if ctypes.get_errno() != errno.ERANGE:
+            break
+        size.value = max(size.value, len(raw) * 8)
     return frozenset()

@@ -53,7 +53,7 @@ def _of_http(request: web.Request, error: web.HTTPException) -> HotshelfError:
     if isinstance(error, web.HTTPNotFound | web.HTTPMethodNotAllowed):
         return NotFound(f"{request.method} {request.path[:200]} is no call of /v1", hint="See GET /v1/openapi.json.")
     if isinstance(error, web.HTTPRequestEntityTooLarge):
-        return TooLarge("the body is too large", hint=f"An acquire's body has {wire.MAX_ACQUIRE_BODY_BYTES:,} bytes at most.")
+        return TooLarge("the body is too large", hint=f"A body has {wire.MAX_RENEW_BODY_BYTES:,} bytes at most.")
     return InvalidRequest(f"{error.status} {error.reason}")
 
 

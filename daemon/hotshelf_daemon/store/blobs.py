@@ -65,7 +65,7 @@ def discard(layout: Layout, digests: Iterable[Digest]) -> None:
 
 
 def quarantine(layout: Layout, digest: Digest) -> None:
-    with contextlib.suppress(FileNotFoundError), durable.disk_errors("quarantining a blob"):
+    with durable.disk_errors("quarantining a blob"), contextlib.suppress(FileNotFoundError):
         layout.quarantine(layout.shard(digest.hex), digest.hex)
 
 

@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import stat
+import time
 from dataclasses import dataclass
 
 from hotshelf_daemon.store import durable
@@ -33,8 +34,11 @@ class Room:
 class Layout:
     """Descriptors of the store's folders, by name, and the lock."""
 
-    def __init__(self, root: str, *, group: int | None = None) -> None:
-        """Makes what is missing. `group` may read what is held. Raises BadConfiguration naming the setting."""
+    def __init__(self, root: str, *, group: int | None = None, lock_wait_s: float = 0) -> None:
+        """Makes what is missing. `group` may read what is held; a predecessor that is just ending gets `lock_wait_s`.
+
+        Raises BadConfiguration naming the setting.
+        """
         self.root = root
         self._fds: dict[str, int] = {}
         self._shards: dict[str, int] = {}
@@ -42,7 +46,7 @@ class Layout:
             _make_root(root, group)
             self._fds[""] = durable.open_folder(root)
             self._check_owner(group)
-            self._lock()
+            self._lock(lock_wait_s)
             for name in FOLDERS:
                 durable.make_folder(self._fds[""], name)
                 self._fds[name] = durable.open_folder(name, self._fds[""])
@@ -121,17 +125,18 @@ class Layout:
             os.fchown(self._fds[""], -1, group)
             os.fchmod(self._fds[""], stat.S_IMODE(seen.st_mode) | stat.S_ISGID | 0o050)
 
-    def _lock(self) -> None:
+    def _lock(self, wait_s: float) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._fds["lock"] = os.open(LOCK, flags, 0o600, dir_fd=self._fds[""])
-        try:
-            fcntl.flock(self._fds["lock"], fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(self._fds["lock"], 32, 0).decode(errors="replace").strip()
-            raise BadConfiguration(
-                f"another hotshelfd (pid {holder or 'unknown'}) works on the store {self.root}",
-                hint="Stop it, or give this one a `store` (PIPELINE_STORE) of its own.",
-            ) from None
+        fd = self._fds["lock"] = os.open(LOCK, flags, 0o600, dir_fd=self._fds[""])
+        until = time.monotonic() + wait_s
+        while not _flock(fd):
+            if time.monotonic() >= until:
+                holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
+                raise BadConfiguration(
+                    f"another hotshelfd (pid {holder or 'unknown'}) works on the store {self.root}",
+                    hint="Stop it, or give this one a `store` (PIPELINE_STORE) of its own.",
+                )
+            time.sleep(0.05)
         os.ftruncate(self._fds["lock"], 0)
         os.pwrite(self._fds["lock"], f"{os.getpid()}\n".encode(), 0)
 
@@ -143,6 +148,14 @@ class Layout:
                 f"folders of the store {self.root} lie on different file systems",
                 hint="Mount one volume at `store` (PIPELINE_STORE), none below it.",
             )
+
+
+def _flock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _make_root(root: str, group: int | None) -> None:

@@ -1,0 +1,276 @@
+"""Settings: which layer wins, where each value came from, and what is refused with what words."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import yaml
+
+from hotshelf_daemon.config import Loaded, load
+from hotshelf_shared.errors import BadConfiguration
+
+SECRET = "s3cr3t-value-that-nobody-may-see"
+
+
+@pytest.fixture
+def file(tmp_path: pathlib.Path) -> pathlib.Path:
+    return tmp_path / "hotshelf.yaml"
+
+
+def of(environ: Mapping[str, str] | None = None, /, **flags: Any) -> Loaded:
+    return load(flags, environ or {})
+
+
+def written(file: pathlib.Path, body: object) -> str:
+    file.write_text(body if isinstance(body, str) else yaml.safe_dump(body))
+    return str(file)
+
+
+def refusal(environ: Mapping[str, str] | None = None, /, **flags: Any) -> BadConfiguration:
+    with pytest.raises(BadConfiguration) as refused:
+        of(environ, **flags)
+    assert refused.value.hint
+    assert SECRET not in str(refused.value)
+    return refused.value
+
+
+def row(loaded: Loaded, key: str) -> tuple[str, str]:
+    return next((value, where) for name, value, where in loaded.rows() if name == key)
+
+
+# ---- layers
+
+
+def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(file: pathlib.Path) -> None:
+    config = written(file, {"revalidate_s": 1, "lease_ttl_s": 2, "drain_s": 3, "log_level": "error"})
+    env = {"HOTSHELF_LEASE_TTL_S": "20", "HOTSHELF_DRAIN_S": "30", "HOTSHELF_LOG_LEVEL": "warning"}
+    loaded = of(env, config=config, drain_s="300", log_level="debug")
+    s = loaded.settings
+    assert (s.lease_eof_s, s.revalidate_s, s.lease_ttl_s, s.drain_s, s.log_level) == (5, 1, 20, 300, "debug")
+    assert row(loaded, "lease_eof_s")[1] == "default"
+    assert row(loaded, "revalidate_s")[1] == f"file {config}"
+    assert row(loaded, "lease_ttl_s")[1] == "environment HOTSHELF_LEASE_TTL_S"
+    assert row(loaded, "drain_s")[1] == "flag --drain-s"
+
+
+def test_layers_merge_key_by_key_and_each_key_knows_its_own(file: pathlib.Path) -> None:
+    config = written(file, {"origins": {"weed": {"endpoint_url": "http://weed:8333", "region": "here"}}})
+    loaded = of({"HOTSHELF_ORIGINS__WEED__REGION": "there", "HOTSHELF_FETCH__CONNECTIONS": "3"}, config=config)
+    origin = loaded.settings.origins["weed"]
+    assert (origin.endpoint_url, origin.region, loaded.settings.fetch.connections) == ("http://weed:8333", "there", 3)
+    assert row(loaded, "origins.weed.endpoint_url")[1] == f"file {config}"
+    assert row(loaded, "origins.weed.region") == ("there", "environment HOTSHELF_ORIGINS__WEED__REGION")
+
+
+def test_the_environment_names_the_file(file: pathlib.Path) -> None:
+    assert of({"HOTSHELF_CONFIG": written(file, {"revalidate_s": 7})}).settings.revalidate_s == 7
+
+
+def test_every_value_is_shown_with_where_it_came_from(file: pathlib.Path) -> None:
+    loaded = of({}, config=written(file, {"models": {"sdxl": {"source": "s3://b/m", "allow_patterns": ["*.json"]}}}))
+    assert row(loaded, "models.sdxl.source") == ("s3://b/m", f"file {file}")
+    assert row(loaded, "models.sdxl.allow_patterns")[1] == f"file {file}"
+    assert row(loaded, "models.sdxl.pin") == ("false", "default")
+    assert row(loaded, "budget") == ("90%", "default")
+    assert all(where for _, _, where in loaded.rows())
+
+
+def test_an_empty_file_sets_nothing(file: pathlib.Path) -> None:
+    assert of(config=written(file, "")).settings == of().settings
+
+
+def test_lists_and_mappings_in_the_environment_are_yaml() -> None:
+    s = of({"HOTSHELF_ROOTS": "[/a, /b]", "HOTSHELF_SOCKET_GIDS": "[1, 2]", "HOTSHELF_SAFETY__ALLOW_PICKLE": "true"}).settings
+    assert (s.roots, s.socket_gids, s.safety.allow_pickle) == (["/a", "/b"], [1, 2], True)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("180GiB", 180 << 30), ("2 GB", 2 * 10**9), ("1.5MiB", 3 << 19), ("1000", 1_000), ("0.5k", 500)]
+)
+def test_sizes_are_written_as_people_write_them(text: str, size: int) -> None:
+    assert of({"HOTSHELF_BUDGET": text}).settings.budget == size
+
+
+def test_a_budget_may_be_a_share() -> None:
+    assert of({"HOTSHELF_BUDGET": "12.5%"}).settings.budget == "12.5%"
+    refusal({"HOTSHELF_BUDGET": "120%"})
+
+
+# ---- the seed's variables
+
+
+def test_the_seed_variables_make_the_b2_origin_the_home_of_bare_names() -> None:
+    env = {"B2_BUCKET": "weights", "B2_REGION": "us-east-005", "B2_KEY_ID": "k1", "B2_SECRET_KEY": SECRET,
+           "PIPELINE_STORE": "/shelf2", "HF_TOKEN": "hf_x"}  # fmt: skip
+    s = of(env).settings
+    origin = s.origins["b2"]
+    assert (s.store, s.default_bucket, origin.buckets) == ("/shelf2", "weights", ["weights"])
+    assert (origin.endpoint_url, origin.region) == ("https://s3.us-east-005.backblazeb2.com", "us-east-005")
+    assert origin.access_key_id == "k1"
+    assert origin.secret_access_key is not None
+    assert origin.secret_access_key.get_secret_value() == SECRET
+    assert s.hf_token is not None
+
+
+def test_a_bucket_without_a_region_is_refused() -> None:
+    assert "B2_REGION" in refusal({"B2_BUCKET": "weights"}).message
+
+
+def test_an_endpoint_variable_takes_the_seed_elsewhere() -> None:
+    s = of({"B2_BUCKET": "weights", "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9000"}).settings
+    assert s.origins["b2"].endpoint_url == "http://127.0.0.1:9000"
+
+
+def test_the_file_gives_what_the_seed_does_not_and_ours_beat_the_seed_s(file: pathlib.Path) -> None:
+    env = {"PIPELINE_STORE": "/seed", "HOTSHELF_STORE": "/ours", "B2_BUCKET": "w", "B2_REGION": "r"}
+    s = of(env, config=written(file, {"store": "/file", "origins": {"b2": {"max_connections": 3}}})).settings
+    assert (s.store, s.origins["b2"].max_connections, s.origins["b2"].buckets) == ("/ours", 3, ["w"])
+
+
+def test_credentials_of_the_seed_go_to_b2_s_endpoints_only(file: pathlib.Path) -> None:
+    origins = {"b2": {"endpoint_url": "https://s3.eu.backblazeb2.com"}, "other": {"endpoint_url": "http://weed:8333"}}
+    s = of({"B2_KEY_ID": "k", "B2_SECRET_KEY": SECRET}, config=written(file, {"origins": origins})).settings
+    assert s.origins["b2"].access_key_id == "k"
+    assert s.origins["other"].access_key_id is None
+
+
+def test_an_endpoint_that_only_looks_like_b2_s_gets_no_credentials(file: pathlib.Path) -> None:
+    for trap in ("https://evil.example/.backblazeb2.com", "https://s3.backblazeb2.com.evil.example"):
+        config = written(file, {"origins": {"b2": {"endpoint_url": trap}}})
+        s = of({"B2_KEY_ID": "k", "B2_SECRET_KEY": SECRET}, config=config).settings
+        assert s.origins["b2"].secret_access_key is None
+
+
+# ---- secrets
+
+
+@pytest.mark.parametrize(
+    "variable",
+    ["B2_SECRET_KEY_FILE", "HF_TOKEN_FILE", "HOTSHELF_HF_TOKEN_FILE", "HOTSHELF_ORIGINS__B2__SECRET_ACCESS_KEY_FILE"],
+)
+def test_a_secret_may_come_from_a_file(tmp_path: pathlib.Path, variable: str) -> None:
+    (tmp_path / "secret").write_text(f"{SECRET}\n")
+    env = {"B2_BUCKET": "w", "B2_REGION": "r", variable: str(tmp_path / "secret")}
+    assert of(env).settings.secrets() == {SECRET}
+
+
+def test_a_secret_s_file_that_cannot_be_read_is_named(tmp_path: pathlib.Path) -> None:
+    assert "/none/here" in refusal({"HF_TOKEN_FILE": "/none/here"}).message
+    missing = {"HOTSHELF_ORIGINS__B2__SECRET_ACCESS_KEY_FILE": str(tmp_path / "none")}
+    assert "secret_access_key_file" in refusal(missing).message
+
+
+@pytest.mark.parametrize(
+    "secret", ["@at-sign", "%percent", "`tick", "[bracket", "{brace", "a: b", "true", "null", "0123", "1e5", "*x", "'q"]
+)
+def test_a_secret_in_the_environment_is_text_whatever_it_looks_like(secret: str) -> None:
+    env = {"HOTSHELF_ORIGINS__B2__SECRET_ACCESS_KEY": secret, "HOTSHELF_HF_TOKEN": secret}
+    settings = of(env).settings
+    assert settings.hf_token is not None
+    assert settings.hf_token.get_secret_value() == secret
+    assert settings.secrets() == {secret}
+
+
+def test_secrets_are_masked_wherever_settings_are_shown(file: pathlib.Path) -> None:
+    origin = {"access_key_id": "key-id", "secret_access_key": SECRET, "session_token": SECRET}
+    loaded = of({"HF_TOKEN": SECRET}, config=written(file, {"origins": {"b2": origin}}))
+    shown = "\n".join(f"{key} {value} {where}" for key, value, where in loaded.rows())
+    assert SECRET not in shown + repr(loaded.settings) + str(loaded.settings) + loaded.settings.model_dump_json()
+    assert "key-id" in shown
+    assert row(loaded, "origins.b2.secret_access_key")[0] == "********"
+    assert loaded.settings.secrets() == {SECRET}
+
+
+def test_a_secret_of_the_wrong_type_is_refused_without_being_repeated(file: pathlib.Path) -> None:
+    for value in ([SECRET], {"a": SECRET}):
+        refusal(config=written(file, {"origins": {"b2": {"secret_access_key": value}}}))
+
+
+def test_credentials_in_an_endpoint_are_refused_without_being_repeated(file: pathlib.Path) -> None:
+    url = f"https://user:{SECRET}@s3.example.com"
+    for origin in ({"endpoint_url": url}, {"mirrors": [url]}):
+        assert "credentials" in refusal(config=written(file, {"origins": {"b2": origin}})).message
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("body", "key", "near"),
+    [
+        ({"bugdet": "90%"}, "bugdet", "budget"),
+        ({"fetch": {"conections": 3}}, "fetch.conections", "connections"),
+        ({"origins": {"b2": {"endpoint": "http://x"}}}, "origins.b2.endpoint", "endpoint_url"),
+        ({"models": {"sdxl": {"source": "s3://b/m", "pinned": True}}}, "models.sdxl.pinned", "pin"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_known_one(file: pathlib.Path, body: object, key: str, near: str) -> None:
+    error = refusal(config=written(file, body))
+    assert key in error.message
+    assert str(file) in error.message
+    assert f"'{near}'" in error.hint
+
+
+def test_an_unknown_variable_is_refused_with_the_nearest_known_one() -> None:
+    error = refusal({"HOTSHELF_BUGDET": "1"})
+    assert "HOTSHELF_BUGDET" in error.message
+    assert "HOTSHELF_BUDGET" in error.hint
+
+
+def test_what_kubernetes_injects_for_a_service_of_our_name_is_no_setting() -> None:
+    env = {"HOTSHELF_SERVICE_HOST": "10.0.0.1", "HOTSHELF_SERVICE_PORT": "80", "HOTSHELF_SERVICE_PORT_HTTP": "80",
+           "HOTSHELF_PORT": "tcp://10.0.0.1:80", "HOTSHELF_PORT_80_TCP": "x", "HOTSHELF_PORT_80_TCP_ADDR": "10.0.0.1",
+           "HOTSHELF_METRICS_SERVICE_HOST": "10.0.0.1", "HOTSHELF_METRICS_PORT_9464_TCP_PROTO": "tcp"}  # fmt: skip
+    assert of(env).settings == of().settings
+
+
+def test_the_client_s_own_variables_are_no_settings() -> None:
+    assert of({"HOTSHELF_AUTOSTART": "1", "HOTSHELF_BUNDLE_NAMESPACE": "x"}).settings == of().settings
+
+
+def test_a_socket_path_of_108_bytes_is_refused_and_one_of_107_is_not() -> None:
+    assert len(of(socket="/" + "s" * 106).settings.socket) == 107
+    error = refusal(socket="/" + "s" * 107)
+    assert "107" in error.message
+    assert "socket" in error.message
+    refusal(socket="/" + "ü" * 54)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("store", "relative/path"),
+        ("listen", "9464"),
+        ("socket_mode", "rw"),
+        ("lease_ttl_s", -1),
+        ("lease_ttl_s", "soon"),
+        ("budget", "lots"),
+        ("budget", -5),
+        ("log_level", "loud"),
+        ("models", {"x": {"source": "s3://b/../c"}}),
+        ("models", {"x": "s3://b/m"}),
+        ("origins", {"x": {"endpoint_url": "ftp://x"}}),
+        ("origins", {"x": {"addressing_style": "sideways"}}),
+        ("origins", None),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused_by_the_name_of_its_key(file: pathlib.Path, key: str, value: object) -> None:
+    error = refusal(config=written(file, {key: value}))
+    assert key in error.message
+    assert str(file) in error.message
+
+
+@pytest.mark.parametrize("body", ["- a\n- b\n", "just text", "a: b: c", "1: 2\n", "\x00", "&a [*a"])
+def test_a_file_that_is_no_mapping_is_refused(file: pathlib.Path, body: str) -> None:
+    assert str(file) in refusal(config=written(file, body)).message
+
+
+def test_a_file_that_is_not_there_is_refused() -> None:
+    assert "/none/here.yaml" in refusal(config="/none/here.yaml").message
+
+
+def test_yaml_in_a_variable_that_is_none_is_refused_by_the_variable_s_name() -> None:
+    assert "HOTSHELF_ROOTS" in refusal({"HOTSHELF_ROOTS": "[/a"}).message

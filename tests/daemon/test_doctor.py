@@ -1,0 +1,120 @@
+"""The doctor finds what is wrong, names what to do, and is content with a healthy shelf."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hotshelf_daemon import doctor
+from hotshelf_daemon.config import Settings
+from hotshelf_daemon.doctor import Finding, examine
+from tests.daemon_process import Daemon
+from tests.servers.ports import free_ports
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Callable[..., Settings]:
+    def make(**changed: Any) -> Settings:
+        store = tmp_path / "shelf"
+        store.mkdir(mode=0o750, exist_ok=True)
+        return Settings.model_validate({"store": str(store), "socket": str(tmp_path / "s"), **changed})
+
+    return make
+
+
+def of(check: str, findings: list[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.check == check]
+
+
+def test_a_healthy_shelf_has_no_findings(tmp_path: Path) -> None:
+    with Daemon(tmp_path / "d") as daemon:
+        kind = doctor.file_system_of(str(daemon.store))
+        findings = examine(Settings(store=str(daemon.store), socket=str(daemon.socket)))
+    assert [finding for finding in findings if kind != "overlay" or finding.check != "store"] == []
+
+
+def test_every_finding_says_how_to_mend_it(settings: Callable[..., Settings]) -> None:
+    findings = examine(settings(store="/nowhere"))
+    assert {finding.check for finding in findings} >= {"socket", "store"}
+    assert all(finding.message and finding.fix for finding in findings)
+    assert [finding.level for finding in findings] == sorted(finding.level for finding in findings)
+
+
+def test_a_socket_that_nobody_serves_is_named(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(tmp_path / "s"))
+    stale.close()
+    [finding] = of("socket", examine(settings()))
+    assert str(tmp_path / "s") in finding.message
+    assert "hotshelfd" in finding.fix
+
+
+def test_a_socket_without_permission_says_whose_it_is(
+    settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "s").touch(mode=0o600)
+
+    class Refusing(socket.socket):
+        def connect(self, address: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(doctor.socket, "socket", Refusing)
+    [finding] = of("socket", examine(settings()))
+    assert f"uid {os.getuid()}" in finding.message
+    assert "supplementary group" in finding.fix
+
+
+def test_a_store_that_everyone_may_write_is_an_error(settings: Callable[..., Settings]) -> None:
+    made = settings()
+    os.chmod(made.store, 0o777)
+    assert f"chmod o-w {made.store}" in {finding.fix for finding in of("store", examine(made))}
+
+
+@pytest.mark.parametrize(("kind", "level"), [("nfs4", "error"), ("fuse.s3fs", "error"), ("ext4", None)])
+def test_an_index_on_a_network_file_system_is_an_error(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, kind: str, level: str | None
+) -> None:
+    monkeypatch.setattr(doctor, "file_system_of", lambda _: kind)
+    assert [finding.level for finding in of("index", examine(settings()))] == ([level] if level else [])
+
+
+def test_a_budget_beyond_the_disk_is_an_error(settings: Callable[..., Settings]) -> None:
+    [finding] = of("room", examine(settings(budget=1 << 60)))
+    assert (finding.level, "budget" in finding.fix) == ("error", True)
+
+
+def test_a_link_to_nothing_is_found(settings: Callable[..., Settings]) -> None:
+    made = settings()
+    snapshot = Path(made.store, "snapshots", "ab")
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").symlink_to("../../blobs/sha256/ab/abcd")
+    [finding] = of("layout", examine(made))
+    assert "model.safetensors" in finding.message
+
+
+def test_an_origin_that_does_not_answer_is_found_for_every_bucket_in_use(settings: Callable[..., Settings]) -> None:
+    [port] = free_ports(1)
+    origin = {
+        "endpoint_url": f"http://127.0.0.1:{port}",
+        "region": "us-east-1",
+        "access_key_id": "key",
+        "secret_access_key": "hunter2",
+    }
+    made = settings(origins={"b2": origin}, models={"sdxl": {"source": "s3://weights/sdxl"}})
+    [finding] = of("origin b2", examine(made))
+    assert "s3://weights" in finding.message
+    assert "hunter2" not in finding.message + finding.fix
+
+
+@pytest.mark.parametrize("date", [None, "yesterday", "Mon, 32 Foo 2026 99:99:99 GMT"])
+def test_a_date_that_cannot_be_read_is_no_skew(date: str | None) -> None:
+    assert doctor._skew_s(date) == 0.0
+
+
+def test_a_clock_is_compared_with_the_origins() -> None:
+    assert doctor._skew_s("Thu, 01 Jan 2015 00:00:00 GMT") > 3e8

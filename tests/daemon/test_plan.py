@@ -1,0 +1,198 @@
+"""What is missing, what room it takes and who must go: decided from values alone."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hotshelf_daemon import plan
+from hotshelf_daemon.objects import OriginObject
+from hotshelf_daemon.plan import Eviction, HeldSnapshot, Holdings, Resolution, WantedFile
+from hotshelf_shared.digest import Digest, Revision
+from hotshelf_shared.errors import InsufficientSpace, TooLarge
+from hotshelf_shared.wire import Skipped
+
+
+def blob(name: str) -> Digest:
+    return Digest.of(name.encode())
+
+
+def snapshot(name: str, grant: int, *blobs: str, rooted: bool = False) -> HeldSnapshot:
+    return HeldSnapshot(Revision.of(name.encode()), grant, frozenset(map(blob, blobs)), rooted)
+
+
+def shelf(
+    *snapshots: HeldSnapshot, budget: int = 100, free: int = 1_000, loose: int = 0, wanted: str = "", **abandoned: int
+) -> Holdings:
+    """Every blob has 10 bytes."""
+    blobs = {digest: 10 for one in snapshots for digest in one.blobs} | {blob(f"loose {n}"): 10 for n in range(loose)}
+    return Holdings(
+        budget=budget,
+        held=10 * len(blobs) + sum(abandoned.values()),
+        free=free,
+        blobs=blobs,
+        snapshots=snapshots,
+        wanted=frozenset(map(blob, wanted.split())),
+        abandoned=abandoned,
+    )
+
+
+def file(path: str, *, size: int = 10, version: str = "1", digest: str | None = None, key: str = "") -> WantedFile:
+    return WantedFile(path, OriginObject(key or f"m/{path}", size, version), blob(digest) if digest else None)
+
+
+def resolution(*files: WantedFile, published: bool = False, skipped: tuple[Skipped, ...] = ()) -> Resolution:
+    return Resolution("s3://b/m", "origin", files, skipped, "tree", published, "wish")
+
+
+# ---- what is missing
+
+
+def test_what_is_held_is_not_missing() -> None:
+    items = plan.missing([resolution(file("a", digest="A"), file("b", digest="B"))], {blob("A"): 10})
+    assert [item.object.key for item in items] == ["m/b"]
+
+
+def test_what_is_not_known_yet_is_missing() -> None:
+    assert len(plan.missing([resolution(file("a"))], {blob("A"): 10})) == 1
+
+
+def test_a_content_that_several_want_is_fetched_once() -> None:
+    one, other = resolution(file("a", digest="A")), resolution(file("x", digest="A", key="n/x"), file("y", digest="A"))
+    assert len(plan.missing([one, other], {})) == 1
+
+
+def test_an_object_that_several_want_is_fetched_once() -> None:
+    assert len(plan.missing([resolution(file("a")), resolution(file("z", key="m/a"))], {})) == 1
+
+
+def test_two_versions_of_an_object_are_two_contents() -> None:
+    assert len(plan.missing([resolution(file("a")), resolution(file("a", version="2"))], {})) == 2
+
+
+def test_the_largest_come_first() -> None:
+    items = plan.missing([resolution(file("a", size=1), file("b", size=3), file("c", size=2))], {})
+    assert [item.object.size for item in items] == [3, 2, 1]
+
+
+def test_a_resolution_is_another_when_anything_at_the_origin_is() -> None:
+    before = resolution(file("a"), file("b"))
+    others = [
+        resolution(file("a")),
+        resolution(file("a"), file("b", version="2")),
+        resolution(file("a"), file("b", size=11)),
+        resolution(file("a"), file("b", key="m/c")),
+        resolution(file("a"), file("b"), skipped=(Skipped("c.py", "python code"),)),
+    ]
+    assert len({before.id, *(other.id for other in others)}) == 1 + len(others)
+
+
+def test_a_resolution_stays_the_same_when_a_digest_was_learnt() -> None:
+    assert resolution(file("a")).id == resolution(file("a", digest="A")).id
+
+
+def test_a_published_digest_is_part_of_the_resolution() -> None:
+    one, other = (resolution(file("a", digest=d, version=""), published=True) for d in "AB")
+    assert one.id != other.id
+
+
+# ---- room
+
+
+def test_nothing_goes_while_there_is_room() -> None:
+    assert plan.make_room(shelf(snapshot("m", 1, "a")), 90) == Eviction()
+
+
+def test_what_exceeds_the_budget_never_fits() -> None:
+    with pytest.raises(TooLarge):
+        plan.make_room(shelf(), 101)
+
+
+def test_the_snapshot_leased_longest_ago_goes_first() -> None:
+    held = shelf(*(snapshot(name, grant, name) for name, grant in (("new", 9), ("old", 1), ("middle", 5))), budget=30)
+    chosen = plan.make_room(held, 10)
+    assert (chosen.snapshots, chosen.blobs, chosen.freed) == ((Revision.of(b"old"),), (blob("old"),), 10)
+
+
+def test_no_more_goes_than_must() -> None:
+    held = shelf(*(snapshot(str(n), n, str(n)) for n in range(5)), budget=50)
+    assert len(plan.make_room(held, 20).snapshots) == 2
+
+
+def test_what_a_root_holds_stays_however_old() -> None:
+    held = shelf(snapshot("old", 1, "old", rooted=True), snapshot("new", 2, "new"), budget=20)
+    assert plan.make_room(held, 10).snapshots == (Revision.of(b"new"),)
+    with pytest.raises(InsufficientSpace):
+        plan.make_room(held, 20)
+
+
+def test_a_blob_that_another_snapshot_holds_stays() -> None:
+    held = shelf(snapshot("old", 1, "shared", "own"), snapshot("new", 2, "shared", rooted=True), budget=20)
+    chosen = plan.make_room(held, 10)
+    assert (chosen.blobs, chosen.freed) == ((blob("own"),), 10)
+
+
+def test_two_snapshots_that_share_a_blob_free_it_together() -> None:
+    held = shelf(snapshot("one", 1, "shared"), snapshot("two", 2, "shared"), budget=10)
+    assert plan.make_room(held, 10).snapshots == (Revision.of(b"one"), Revision.of(b"two"))
+
+
+def test_a_blob_that_an_acquire_counts_on_stays() -> None:
+    held = shelf(snapshot("old", 1, "a"), budget=10, wanted="a")
+    with pytest.raises(InsufficientSpace):
+        plan.make_room(held, 10)
+
+
+def test_nobody_s_bytes_go_first_then_interrupted_downloads_then_snapshots() -> None:
+    held = shelf(snapshot("m", 1, "m"), loose=1, budget=30, download=10)
+    assert plan.make_room(held, 10) == Eviction((), (), (blob("loose 0"),), 10)
+    assert plan.make_room(held, 20) == Eviction(("download",), (), (blob("loose 0"),), 20)
+    assert plan.make_room(held, 30).snapshots == (Revision.of(b"m"),)
+
+
+def test_a_full_disk_counts_as_much_as_a_full_budget() -> None:
+    held = shelf(snapshot("m", 1, "m"), budget=1_000, free=5)
+    assert plan.make_room(held, 10).snapshots == (Revision.of(b"m"),)
+
+
+def test_the_refusal_says_how_much_is_lacking_and_who_holds_what() -> None:
+    holder = {"revision": "sha256:x", "sources": "s3://b/m", "bytes": 10, "leases": 2, "pinned": 1, "uids": "7"}
+    with pytest.raises(InsufficientSpace, match=r"30 bytes; 10 are lacking of a budget of 30.*s3://b/m holds 10 bytes"):
+        plan.make_room(shelf(snapshot("m", 1, "m", rooted=True), budget=30), 30, holders=[holder])
+
+
+names = st.sampled_from("abcdefgh")
+snapshots = st.lists(st.tuples(st.frozensets(names, min_size=1), st.integers(0, 9), st.booleans()), max_size=6)
+
+
+@given(snapshots, st.integers(0, 4), st.frozensets(names, max_size=3), st.integers(1, 12), st.integers(1, 12))
+def test_whatever_goes_it_is_enough_and_nobody_s(
+    given_snapshots: list[tuple[frozenset[str], int, bool]], loose: int, wanted: frozenset[str], budget: int, need: int
+) -> None:
+    listed = [snapshot(str(n), grant, *blobs, rooted=rooted) for n, (blobs, grant, rooted) in enumerate(given_snapshots)]
+    held = shelf(*listed, budget=10 * budget, loose=loose, wanted=" ".join(wanted))
+    try:
+        chosen = plan.make_room(held, 10 * need)
+    except (TooLarge, InsufficientSpace):
+        return
+    left = [one for one in listed if one.revision not in chosen.snapshots]
+    assert all(not one.rooted for one in listed if one.revision in chosen.snapshots)
+    assert not set(chosen.blobs) & {digest for one in left for digest in one.blobs}
+    assert not set(chosen.blobs) & held.wanted
+    assert len(set(chosen.blobs)) == len(chosen.blobs)
+    assert chosen.freed == sum(held.blobs[digest] for digest in chosen.blobs)
+    assert held.held - chosen.freed + 10 * need <= held.budget
+
+
+# ---- segments
+
+
+@given(st.integers(0, 300), st.integers(1, 50), st.lists(st.tuples(st.integers(0, 299), st.integers(1, 80)), max_size=5))
+def test_segments_are_exactly_what_is_not_done(size: int, segment: int, runs: list[tuple[int, int]]) -> None:
+    done = [(start, min(start + length, size)) for start, length in runs if start < size]
+    ranges = plan.segments(size, segment, done)
+    todo = [byte for start, stop in ranges for byte in range(start, stop)]
+    have = {byte for start, stop in done for byte in range(start, stop)}
+    assert todo == sorted(set(range(size)) - have)
+    assert all(0 < stop - start <= segment for start, stop in ranges)

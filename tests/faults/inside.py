@@ -1,0 +1,75 @@
+"""The whole daemon inside this process, so that a test can cut this process short at a chosen moment.
+
+Everything is wired as in `hotshelfd`; it is asked over its own socket. The origin is a folder: `file://` sources.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pathlib
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from hotshelf_daemon import app
+from hotshelf_daemon.config import load
+from tests.daemon_process import Reply, call
+from tests.waiting import wait_until
+
+
+class Inside:
+    """What a story sees of the daemon that runs around it."""
+
+    def __init__(self, store: pathlib.Path, socket: pathlib.Path, origin: pathlib.Path) -> None:
+        self.store, self.socket, self.origin = store, socket, origin
+
+    def acquire(self, name: str) -> dict[str, Any]:
+        """A lease on the folder `name` of the origin. Raises AssertionError when it is refused."""
+        return self._good(call(self.socket, "POST", "/v1/leases", {"source": f"file://{self.origin / name}"})).body
+
+    def release(self, lease: dict[str, Any]) -> None:
+        self._good(call(self.socket, "DELETE", f"/v1/leases/{lease['id']}"))
+
+    def evict(self, revision: str) -> None:
+        self._good(call(self.socket, "DELETE", f"/v1/snapshots/{revision}"))
+
+    def is_ready(self) -> bool:
+        try:
+            return call(self.socket, "GET", "/v1/health").status == 200
+        except OSError:
+            return False
+
+    @staticmethod
+    def _good(reply: Reply) -> Reply:
+        assert reply.status < 300, reply
+        return reply
+
+
+def run_inside(
+    store: pathlib.Path, *, origin: pathlib.Path, socket: pathlib.Path, story: Callable[[Inside], None], **settings: Any
+) -> None:
+    """Starts the daemon on `store`, tells it the story from another thread, and stops it cleanly when that returns."""
+    logging.disable(logging.CRITICAL)
+    flags = {"store": str(store), "socket": str(socket), "listen": "", "page_listen": "", "roots": [str(origin)], **settings}
+    daemon = Inside(store, socket, origin)
+
+    def tell() -> None:
+        wait_until(daemon.is_ready, what="the daemon to answer")
+        story(daemon)
+
+    async def live() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1, thread_name_prefix="default"))
+        serving = asyncio.create_task(app.serve(load(flags, {}).settings))
+        with ThreadPoolExecutor(1, thread_name_prefix="story") as teller:
+            told = loop.run_in_executor(teller, tell)
+            await asyncio.wait({serving, told}, return_when=asyncio.FIRST_COMPLETED)
+            if not serving.done():
+                os.kill(os.getpid(), signal.SIGTERM)
+            await serving
+            await told
+
+    asyncio.run(live())

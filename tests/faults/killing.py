@@ -1,0 +1,252 @@
+"""SIGKILL at every system call that changes something, one run each: `… killing SCENARIO FOLDER STRIDE`.
+
+A child process holds the whole daemon and comes to the moment before the deed. strace then watches one of its threads and
+kills it as it enters the N-th call of one kind. Afterwards the store is looked at as it lies, started anew, and asked for
+the same again. Of SQLite's writes into its pages only every STRIDE-th is a point. Prints a JSON report.
+
+This process stays free of threads, because it forks.
+"""
+
+from __future__ import annotations
+
+import abc
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tests import objects
+from tests.faults.inside import Inside, run_inside
+from tests.faults.invariants import Promise, litter, visible_wrongs, wrongs_after_restart
+from tests.waiting import wait_until
+
+#: What changes a disk, or tells somebody. Opening with O_CREAT is covered by what follows it.
+CALLS = (
+    "fallocate", "fchmod", "fdatasync", "fsync", "ftruncate", "mkdir", "mkdirat", "pwrite64", "rename", "renameat",
+    "renameat2", "rmdir", "symlinkat", "unlink", "unlinkat", "write",
+)  # fmt: skip
+SEGMENT_BYTES = 16 << 10
+SETTINGS = {"fetch": {"segment_bytes": SEGMENT_BYTES, "connections": 1}, "budget": "100%", "revalidate_s": 3_600}
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The `number`-th call of this kind in this thread."""
+
+    thread: str
+    call: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What became of one run. `killed` is False when the point was never reached."""
+
+    point: Point
+    killed: bool
+    wrongs: list[str]
+
+
+class Scenario(abc.ABC):
+    """`prepare` comes to the moment before, `deed` is what gets killed, and `again` is asked of the daemon that follows."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.folder = folder
+        self.store, self.origin, self.ack = folder / "store", folder / "origin", folder / "ack"
+        self.trees = {"kept": objects.model("kept", unet=40_000, text_encoder=9_000, vae=5_000)}
+        self.trees["deed"] = {path: data for path, data in objects.model("deed", unet=70_001, text_encoder=9_000).items()
+                              if path.startswith(("unet/", "text_encoder/", "model_index"))}  # fmt: skip
+        for name, tree in self.trees.items():
+            objects.write(self.origin / name, tree)
+
+    def promise(self, lease: dict[str, Any]) -> None:
+        """From here on it was acknowledged."""
+        line = {"revision": lease["revision"], "files": {file["path"]: file["digest"] for file in lease["files"]}}
+        with self.ack.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def promises(self) -> list[Promise]:
+        return [Promise(**json.loads(line)) for line in self.ack.read_text().splitlines()]
+
+    @abc.abstractmethod
+    def prepare(self, daemon: Inside) -> None: ...
+
+    @abc.abstractmethod
+    def deed(self, daemon: Inside) -> None: ...
+
+    def again(self, daemon: Inside) -> None:
+        self.deed(daemon)
+
+
+class Acquire(Scenario):
+    """A miss: segments, verification, the durable commit of several blobs (one held already), the snapshot, the answer."""
+
+    def prepare(self, daemon: Inside) -> None:
+        self.promise(daemon.acquire("kept"))
+
+    def deed(self, daemon: Inside) -> None:
+        lease = daemon.acquire("deed")
+        self.promise(lease)
+        assert objects.read(self.store / lease["path"]) == self.trees["deed"]
+
+
+class Evict(Scenario):
+    """An eviction of a snapshot that shares a blob with one that stays."""
+
+    def prepare(self, daemon: Inside) -> None:
+        self.promise(daemon.acquire("kept"))
+        daemon.release(daemon.acquire("deed"))
+
+    def deed(self, daemon: Inside) -> None:
+        daemon.evict(objects.manifest_of(self.trees["deed"]).revision)
+
+    def again(self, daemon: Inside) -> None:
+        daemon.release(daemon.acquire("deed"))
+        self.deed(daemon)
+
+
+SCENARIOS: dict[str, type[Scenario]] = {"acquire": Acquire, "evict": Evict}
+
+
+# ---- processes
+
+
+def in_a_child(work: Callable[[], object]) -> int:
+    """Forks; the child's exit status is 0, or 1 after a traceback. The pid."""
+    if pid := os.fork():
+        return pid
+    status = 1
+    try:
+        work()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def told_by_a_child(work: Callable[[], Any]) -> Any:
+    """`work` in a child; its result by way of JSON."""
+    with tempfile.TemporaryFile("w+") as report:
+        _, status = os.waitpid(in_a_child(lambda: (json.dump(work(), report), report.flush())), 0)
+        assert status == 0, f"a check ended with {status}"
+        report.seek(0)
+        return json.load(report)
+
+
+class Staged:
+    """A child that has come to the moment before the deed, and waits for `go`."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        told, tell = os.pipe()
+        wait, self._go = os.pipe()
+
+        def story(daemon: Inside) -> None:
+            scenario.prepare(daemon)
+            threads = {thread.name: thread.native_id for thread in threading.enumerate()}
+            threads["MainThread"] = os.getpid()  # Python still has the parent's number here
+            os.write(tell, json.dumps(threads).encode() + b"\n")
+            os.read(wait, 1)
+            scenario.deed(daemon)
+
+        self.pid = in_a_child(
+            lambda: run_inside(scenario.store, origin=scenario.origin, socket=scenario.folder / "s", story=story, **SETTINGS)
+        )
+        os.close(tell)
+        os.close(wait)
+        with os.fdopen(told) as said:
+            self.threads: dict[str, int] = json.loads(said.readline() or "{}")
+        assert self.threads, "the child died before the deed"
+
+    def go(self) -> int:
+        """Its wait status, once it has ended."""
+        os.write(self._go, b"!")
+        os.close(self._go)
+        return os.waitpid(self.pid, 0)[1]
+
+    def is_traced(self, thread: int) -> bool:
+        status = pathlib.Path(f"/proc/{self.pid}/task/{thread}/status").read_text()
+        return re.search(r"TracerPid:\t0$", status, re.MULTILINE) is None
+
+    def traced(self, threads: list[int], *options: str) -> int:
+        """`go` under strace, attached to these threads and no other."""
+        targets = [option for thread in threads for option in ("-p", str(thread))]
+        with subprocess.Popen(["strace", "-qq", *options, *targets], stderr=subprocess.DEVNULL) as tracer:
+            try:
+                wait_until(lambda: all(map(self.is_traced, threads)), what="strace to attach", every_s=0.002)
+                return self.go()
+            finally:
+                tracer.wait(10)
+
+
+def staged(kind: type[Scenario], folder: pathlib.Path) -> tuple[Scenario, Staged]:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    scenario = kind(folder)
+    scenario.ack.touch()
+    return scenario, Staged(scenario)
+
+
+# ---- the enumeration
+
+
+def points(kind: type[Scenario], folder: pathlib.Path) -> Iterator[Point]:
+    """Every call of the deed, found by watching one run to its end."""
+    _, child = staged(kind, folder)
+    names = {number: name for name, number in child.threads.items() if not name.startswith("story")}
+    trace = folder / "trace"
+    status = child.traced(list(names), "-o", str(trace), "-e", f"trace={','.join(CALLS)}", "-e", "signal=none")
+    assert status == 0, "the deed failed without being killed"
+    seen = Counter(re.findall(r"^(\d+) +(\w+)\(", trace.read_text(), re.MULTILINE))
+    for (thread, call), count in sorted(seen.items()):
+        yield from (Point(names[int(thread)], call, number) for number in range(1, count + 1))
+
+
+def kill_at(kind: type[Scenario], folder: pathlib.Path, point: Point) -> Found:
+    scenario, child = staged(kind, folder)
+    inject = f"inject={point.call}:signal=SIGKILL:when={point.number}"
+    status = child.traced([child.threads[point.thread]], "-o", os.devnull, "-e", f"trace={point.call}", "-e", inject)
+    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    wrongs = [] if killed or status == 0 else [f"the daemon ended with {status}"]
+    return Found(point, killed, wrongs + told_by_a_child(lambda: aftermath(scenario)))
+
+
+def aftermath(scenario: Scenario) -> list[str]:
+    """What is wrong with the store as it lies, after a start, and after the same deed again."""
+    wrongs = [f"before the start: {wrong}" for wrong in visible_wrongs(scenario.store)]
+    wrongs += wrongs_after_restart(scenario.store, scenario.promises())
+    run_inside(
+        scenario.store, origin=scenario.origin, socket=scenario.folder / "s2", story=scenario.again, **SETTINGS
+    )  # fmt: skip
+    wrongs += [f"after the same again: {wrong}" for wrong in wrongs_after_restart(scenario.store, scenario.promises())]
+    return wrongs + [f"ingest/ still holds {name}" for name in litter(scenario.store)]
+
+
+def is_page_of_the_index(point: Point) -> bool:
+    """SQLite's own writes: by far the most calls, and the ones that it is itself tested for."""
+    return point.thread.startswith("index-writer") and point.call == "pwrite64"
+
+
+def main() -> None:
+    kind, folder, stride = SCENARIOS[sys.argv[1]], pathlib.Path(sys.argv[2]), int(sys.argv[3])
+    chosen = [
+        point for point in points(kind, folder / "watch") if not is_page_of_the_index(point) or point.number % stride == 0
+    ]
+    found = [kill_at(kind, folder / "kill", point) for point in chosen]
+    print(json.dumps([asdict(one) for one in found]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""I1 to I4: the daemon is killed at every system call of a commit and of an eviction, and the next start converges."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+from tests.servers.child import clean_environment
+
+pytestmark = [pytest.mark.root, pytest.mark.needs("strace")]
+ROOT = pathlib.Path(__file__).parents[2]
+#: Of SQLite's page writes, only every so many-th in the short run.
+STRIDE = 5
+#: Calls without which the enumeration cannot have seen what it is about.
+DURABLE = {"fsync", "renameat2", "symlinkat", "fdatasync", "pwrite64", "unlinkat"}
+
+
+@pytest.fixture
+def scratch() -> Iterator[pathlib.Path]:
+    """In memory where possible: a killed process loses nothing that it has written, wherever it wrote it."""
+    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    folder = tempfile.mkdtemp(prefix="hs-", dir=base)
+    yield pathlib.Path(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def kill_everywhere(scenario: str, folder: pathlib.Path, *, stride: int) -> list[dict[str, object]]:
+    argv = [sys.executable, "-m", "tests.faults.killing", scenario, str(folder), str(stride)]
+    done = subprocess.run(argv, cwd=ROOT, env=clean_environment(), check=False, capture_output=True, text=True, timeout=1_800)
+    assert done.returncode == 0, done.stderr[-4_000:]
+    return json.loads(done.stdout)
+
+
+def wrongs(found: list[dict[str, object]]) -> list[str]:
+    return [f"{one['point']}: {wrong}" for one in found for wrong in one["wrongs"]]  # type: ignore[attr-defined]
+
+
+def test_a_daemon_killed_anywhere_in_a_commit_leaves_a_store_that_the_next_one_puts_right(scratch: pathlib.Path) -> None:
+    found = kill_everywhere("acquire", scratch, stride=STRIDE)
+    assert wrongs(found) == []
+    killed = {one["point"]["call"] for one in found if one["killed"]}  # type: ignore[index]
+    assert killed >= DURABLE
+    assert sum(bool(one["killed"]) for one in found) >= 60
+
+
+def test_a_daemon_killed_anywhere_in_an_eviction_leaves_a_store_that_the_next_one_puts_right(scratch: pathlib.Path) -> None:
+    found = kill_everywhere("evict", scratch, stride=STRIDE)
+    assert wrongs(found) == []
+    assert sum(bool(one["killed"]) for one in found) >= 15
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("scenario", ["acquire", "evict"])
+def test_no_write_of_the_index_is_a_bad_moment_either(scratch: pathlib.Path, scenario: str) -> None:
+    assert wrongs(kill_everywhere(scenario, scratch, stride=1)) == []

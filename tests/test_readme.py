@@ -1,0 +1,176 @@
+"""Every command that the README shows is run, in the order in which a reader would, against what it talks about."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+
+import pytest
+import yaml
+
+import hotshelf.demo
+from hotshelf_daemon.config import load
+from tests import objects
+from tests.daemon_process import Daemon
+from tests.servers.child import clean_environment
+from tests.servers.ports import free_ports
+from tests.servers.seaweedfs import SeaweedFS
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+DATA = pathlib.Path(hotshelf.demo.__file__).parent / "data"
+
+
+def block(language: str, holding: str) -> str:
+    (found,) = [text for kind, text in BLOCKS if kind == language and holding in text]
+    return found
+
+
+@pytest.fixture(scope="module")
+def bucket(seaweedfs: SeaweedFS) -> str:
+    """A bucket of its own, with a model `sdxl` (the demo's) and a LoRA `style`."""
+    name = "readme-weights"
+    with seaweedfs.client() as client:
+        client.create_bucket(Bucket=name)
+        for path in sorted((DATA / "model").rglob("*")):
+            if path.is_file():
+                client.put_object(Bucket=name, Key=f"sdxl/{path.relative_to(DATA / 'model')}", Body=path.read_bytes())
+        style = (DATA / "loras/pink/pink.safetensors").read_bytes()
+        client.put_object(Bucket=name, Key="loras/style.safetensors", Body=style)
+    return name
+
+
+@pytest.fixture
+def configuration(seaweedfs: SeaweedFS, bucket: str) -> dict[str, object]:
+    """The README's YAML with this machine's origin, bucket and paths in it."""
+    text = block("yaml", "origins:").replace("s3://weights/", f"s3://{bucket}/")
+    settings: dict[str, object] = yaml.safe_load(text)
+    settings.pop("store")
+    settings["origins"] = {"minio": seaweedfs.settings(bucket)}
+    return settings
+
+
+@pytest.fixture
+def daemon(tmp_path: pathlib.Path, configuration: dict[str, object]) -> Iterator[Daemon]:
+    with Daemon(tmp_path / "d", **configuration) as running:
+        yield running
+
+
+def shell(text: str, folder: pathlib.Path, environment: dict[str, str]) -> str:
+    """Runs a block as it stands, with the installed programs on the path; its output. Every line must succeed."""
+    path = f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", text], cwd=folder, env={**environment, "PATH": path},
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, text + done.stdout + done.stderr
+    return done.stdout
+
+
+def test_no_block_of_the_readme_is_left_untested() -> None:
+    tested = (
+        "make demo",
+        "load_pipeline",
+        "B2_BUCKET",
+        "origins:",
+        "hotshelfd --config",
+        "hotshelf push",
+        "flowchart",
+        "hotshelf ls",
+    )
+    assert [text for _, text in BLOCKS if not any(words in text for words in tested)] == []
+
+
+def test_the_two_commands_are_targets_of_the_makefile() -> None:
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    commands = block("sh", "make demo").split("\n")
+    assert {command.removeprefix("make ") for command in commands if command} <= set(targets)
+
+
+def test_the_pictures_are_there() -> None:
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
+    assert pictures
+    assert [picture for picture in pictures if not (ROOT / picture).is_file()] == []
+
+
+def test_links_lead_somewhere() -> None:
+    links = [link for link in re.findall(r"(?<!!)\[[^\]]+\]\(([^)#]+)\)", README) if "://" not in link]
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.torch
+def test_six_lines_in_a_worker_draw(daemon: Daemon, tmp_path: pathlib.Path) -> None:
+    code = block("python", "load_pipeline") + "\nimage.save('drawn.png')\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=daemon.environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert "'draw'" not in done.stdout
+    assert "load" in done.stdout
+    assert (tmp_path / "drawn.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.torch
+def test_the_seed_variables_are_all_that_one_bucket_needs(seaweedfs: SeaweedFS, bucket: str, tmp_path: pathlib.Path) -> None:
+    text = block("sh", "B2_BUCKET")
+    text = text.replace("B2_BUCKET=weights", f"B2_BUCKET={bucket}").replace("/workspace", str(tmp_path))
+    text = text.replace("B2_KEY_ID=…", f"B2_KEY_ID={seaweedfs.access_key_id}")
+    text = text.replace("B2_SECRET_KEY=…", f"B2_SECRET_KEY={seaweedfs.secret_access_key}")
+    text = text.replace("handler.py", str(ROOT / "deploy" / "handler.py"))
+    environment = clean_environment(AWS_ENDPOINT_URL=seaweedfs.endpoint_url, XDG_RUNTIME_DIR=str(tmp_path))
+    assert '"image"' in shell(text, tmp_path, environment)
+
+
+def test_the_configuration_of_the_readme_is_accepted(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(block("yaml", "origins:"))
+    settings = load({"config": str(file)}, {}).settings
+    assert settings.names["sdxl"].pin
+    assert settings.origins["minio"].addressing_style == "path"
+
+
+def test_the_daemon_starts_as_shown_and_config_show_explains_it(
+    configuration: dict[str, object], tmp_path: pathlib.Path
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        yaml.safe_dump({**configuration, "store": str(tmp_path / "shelf"), "listen": f"127.0.0.1:{free_ports(1)[0]}"})
+    )
+    start, show = block("sh", "hotshelfd --config").replace("/etc/hotshelf/config.yaml", str(file)).strip().split("\n")
+    environment = clean_environment(HOTSHELF_SOCKET=str(tmp_path / "s"), HOTSHELF_CONFIG=str(file))
+    ready = f"until hotshelf --socket {tmp_path}/s health >/dev/null 2>&1; do sleep 0.1; done"
+    both = f"{start} 2>log & daemon=$!\n{show}\n{ready}\nkill $daemon\nwait $daemon"
+    said = shell(both, tmp_path, environment)
+    assert str(file) in said
+
+
+def test_push_and_acquire_as_shown(
+    daemon: Daemon, seaweedfs: SeaweedFS, bucket: str, configuration: dict[str, object], tmp_path: pathlib.Path
+) -> None:
+    objects.write(tmp_path / "sdxl", objects.model("readme"))
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(configuration))
+    text = block("sh", "hotshelf push").replace("s3://weights/", f"s3://{bucket}/pushed/")
+    text = text.replace("acquire sdxl", f"acquire s3://{bucket}/pushed/sdxl")
+    said = shell(text, tmp_path, {**daemon.environment, "HOTSHELF_CONFIG": str(file)})
+    held = pathlib.Path(said.strip().split("\n")[-1])
+    assert objects.read(held) == objects.model("readme")
+
+
+def test_the_index_is_inspected_as_shown(daemon: Daemon, configuration: dict[str, object], tmp_path: pathlib.Path) -> None:
+    assert daemon.acquire("sdxl").status == 200
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(configuration))
+    lines = block("sh", "hotshelf ls").strip().split("\n")
+    doctor = lines.pop()
+    said = shell("\n".join(lines), tmp_path, {**daemon.environment, "HOTSHELF_CONFIG": str(file)})
+    assert "sdxl" in said
+    assert "model_index.json" in said
+    examined = shell(f"{doctor} || [ $? = 10 ]", tmp_path, {**daemon.environment, "HOTSHELF_CONFIG": str(file)})
+    assert examined
