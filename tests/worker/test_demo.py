@@ -79,6 +79,7 @@ def test_the_demo_draws_cold_warm_and_with_a_lora(tmp_path: pathlib.Path) -> Non
 @pytest.mark.torch
 def test_every_prompt_of_the_vocabulary_draws_its_colour_and_shape() -> None:
     from diffusers import DiffusionPipeline
+
     from hotshelf.demo.training.measure import right
 
     pipe = DiffusionPipeline.from_pretrained(DATA / "model", local_files_only=True, use_safetensors=True)
@@ -91,6 +92,7 @@ def test_every_prompt_of_the_vocabulary_draws_its_colour_and_shape() -> None:
 @pytest.mark.parametrize("name", LORAS)
 def test_each_lora_does_what_its_name_promises(name: str) -> None:
     from diffusers import DiffusionPipeline
+
     from hotshelf.demo.training.measure import right
 
     pipe = DiffusionPipeline.from_pretrained(DATA / "model", local_files_only=True, use_safetensors=True)
