@@ -167,6 +167,41 @@ def test_patterns_that_are_given_are_obeyed(
 
 
 @pytest.mark.torch
+@pytest.mark.parametrize("pushed", [False, True])
+def test_a_pinned_revision_is_that_of_what_was_needed_or_of_the_whole(
+    library: Library, seaweedfs: SeaweedFS, daemon: Daemon, recorder: Recorder, bucket: str, prefix: str, pushed: bool,
+    cache: hotshelf.PipelineCache, published: Callable[..., str],
+) -> None:  # fmt: skip
+    source, client = published({"README.md": b"read me"}), client_of(daemon)
+    if pushed:
+        source = _pushed(library, seaweedfs, bucket, prefix)
+    with client.acquire(source, timeout=60) as lease:
+        whole = lease.revision
+    needed = hotshelf.explain(hotshelf.load_pipeline(source, client=client, cache=None))["revision"]
+    for pin in (whole,) if pushed else (needed, whole):
+        for pipe in (
+            hotshelf.load_pipeline(f"{source}@{pin}", client=client, cache=cache),
+            hotshelf.load_pipeline(source, revision=pin, client=client, cache=cache),
+        ):
+            assert hotshelf.explain(pipe)["revision"] == (needed if pushed else pin)
+            assert draw(pipe) == library.plain_image(library.sd)
+    with pytest.raises(hotshelf.errors.HotshelfError, match=r"not|revision") as refused:
+        hotshelf.load_pipeline(source, revision=f"sha256:{'0' * 64}", client=client, cache=cache, timeout=30)
+    assert refused.value.code in ("integrity_error", "not_found")
+
+
+def _pushed(library: Library, seaweedfs: SeaweedFS, bucket: str, prefix: str) -> str:
+    """What `hotshelf push` leaves: content-named blobs, a manifest, and the pointer to it."""
+    tree = {**objects.read(library.sd), "README.md": b"read me"}
+    manifest = objects.manifest_of(tree)
+    data = {f"blobs/{entry.digest.replace(':', '/')}": tree[path] for path, entry in manifest.items()}
+    data[f"manifests/{manifest.revision.hex}.json"] = manifest.canonical()
+    data["hotshelf.json"] = f'{{"format": 1, "revision": "{manifest.revision}"}}'.encode()
+    objects.put(seaweedfs, bucket, f"{prefix}/pushed", data)
+    return f"s3://{bucket}/{prefix}/pushed"
+
+
+@pytest.mark.torch
 def test_what_was_acquired_as_a_whole_is_built_with_the_origin_down(
     library: Library, published: Callable[..., str], daemon: Daemon, recorder: Recorder
 ) -> None:

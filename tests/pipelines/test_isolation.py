@@ -123,11 +123,11 @@ def test_no_change_to_one_reaches_another_nor_the_next(library: Library, load: A
 
 def test_changed_pipelines_still_do_what_plain_ones_do(library: Library, load: Any) -> None:
     loras: Loras = [(library.lora("sd", "diffusers", seed=1), 0.7)]
-    changes: tuple[Any, ...] = (
+    changes: list[Callable[[Any], object]] = [
         lambda pipe: pipe.fuse_lora(),
         lambda pipe: (pipe.fuse_lora(), pipe.unfuse_lora()),
         lambda pipe: swap_scheduler(pipe, library.sd),
-    )
+    ]
     for change in changes:
         ours, plain = load(library.sd, loras), library.plain(library.sd, loras)
         change(ours), change(plain)

@@ -42,8 +42,10 @@ def test_a_memory_hit_needs_no_daemon_and_does_not_wait_for_one(
     loras: Loras = [(library.lora("sd", "kohya", seed=5), 0.7)]
     client = client_of(own_shelf)
 
-    def load() -> Any:
-        return hotshelf.load_pipeline(source(library.sd), loras=wanted(loras), client=client, cache=cache, timeout=30)
+    def load(device: str = "cpu") -> Any:
+        return hotshelf.load_pipeline(
+            source(library.sd), loras=wanted(loras), client=client, cache=cache, timeout=30, device=device
+        )
 
     load()
     own_shelf.kill9()
@@ -51,11 +53,18 @@ def test_a_memory_hit_needs_no_daemon_and_does_not_wait_for_one(
     assert served_from(pipe) == "memory"
     assert hotshelf.explain(pipe)["phases"]["wait"] < 1.0
     assert draw(pipe) == library.plain_image(library.sd, loras)
+    assert served_from(load(device="auto" if not _has_gpu() else "cpu")) == "memory"
     with pytest.raises(DaemonUnavailable):  # other LoRAs are no hit
         hotshelf.load_pipeline(source(library.sd), client=client, cache=cache, timeout=0.5)
     cache.clear()
     with pytest.raises(DaemonUnavailable):
         hotshelf.load_pipeline(source(library.sd), loras=wanted(loras), client=client, cache=cache, timeout=0.5)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
 
 
 def test_a_daemon_that_hangs_does_not_keep_what_is_in_memory(library: Library, own_shelf: Daemon, cache: PipelineCache) -> None:

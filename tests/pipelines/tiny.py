@@ -132,9 +132,19 @@ def _flux(folder: pathlib.Path) -> Any:
     )  # fmt: skip
 
 
+#: Some 300 MB in float32: for measuring, not for drawing.
+_LARGE: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512),
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 2,
+    "cross_attention_dim": 32,
+}
+
 MAKERS: dict[str, Callable[[pathlib.Path], Any]] = {
     "sd": _sd,
     "sd-wide": lambda folder: _sd(folder, block_out_channels=(16, 32)),
+    "sd-large": lambda folder: _sd(folder, **_LARGE),
     "sd-img2img": lambda folder: _sd(folder, "StableDiffusionImg2ImgPipeline"),
     "sdxl": _sdxl,
     "sd3": _sd3,

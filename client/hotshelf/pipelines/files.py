@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from hotshelf.lease import Lease
 from hotshelf.pipelines import local, needs
 from hotshelf.pipelines.order import LoraOrder, PipelineOrder
 from hotshelf_shared.digest import Digest, Revision
-from hotshelf_shared.errors import InvalidRequest, NotFound, OriginUnavailable
+from hotshelf_shared.errors import IntegrityError, InvalidRequest, NotFound, OriginUnavailable
 from hotshelf_shared.manifest import FileEntry, Manifest
 from hotshelf_shared.patterns import Patterns
+from hotshelf_shared.source import Source
 from hotshelf_shared.wire import Progress
 
 OnProgress = Callable[[Progress], object]
@@ -91,8 +93,7 @@ def gather(client: Client, order: PipelineOrder, on_progress: OnProgress | None)
     began = time.monotonic()
     at_home = _local_base(order) if order.source.startswith("/") else None
     afar = [{"source": lora.path} for lora in order.loras if not lora.path.startswith("/")]
-    wishes = [] if at_home else [_base_wish(asking, order)]
-    leases = asking.acquire(wishes + afar)
+    leases = asking.first_granted([afar] if at_home else [[wish, *afar] for wish in _base_wishes(asking, order)])
     try:
         granted = iter(leases)
         base = at_home or _leased_base(next(granted))
@@ -116,30 +117,44 @@ class _Asking:
         left_s = max(0.05, self.deadline - time.monotonic())
         return list(self.client.acquire(wishes, timeout=left_s, on_progress=self.on_progress)) if wishes else []
 
+    def first_granted(self, ways: list[list[dict[str, Any]]]) -> list[Lease]:
+        """A pinned revision says by itself whether it was taken this way: if not, the next."""
+        for wishes in ways[:-1]:
+            with suppress(IntegrityError):
+                return self.acquire(wishes)
+        return self.acquire(ways[-1])
 
-def _base_wish(asking: _Asking, order: PipelineOrder) -> dict[str, Any]:
-    """The base with the patterns given, or with those that its own model_index.json asks for."""
-    wish: dict[str, Any] = {"source": order.source}
-    if order.revision is not None:
-        wish["revision"] = order.revision
+
+def _base_wishes(asking: _Asking, order: PipelineOrder) -> list[dict[str, Any]]:
+    """The base with the patterns given, or with those that its own model_index.json asks for.
+
+    A revision is of exactly the files that it was taken of. A pinned one may be of what a pipeline needs, as `explain`
+    says it, or of the whole source, as `acquire` does: then there are two ways to ask.
+    """
+    source = Source.parse(order.source)
+    pin = order.revision or source.pinned
+    unpinned = {"source": str(source.unpinned)}
+    wish = unpinned if pin is None else {**unpinned, "revision": str(pin)}
     if order.patterns is not None:
-        return wish | _globs(order.patterns)
+        return [wish | _globs(order.patterns)]
+    index_of = [[{**one, "allow_patterns": [needs.INDEX]}] for one in (wish, unpinned)[: 1 if pin is None else 2]]
     try:
-        (first,) = asking.acquire([{**wish, "allow_patterns": [needs.INDEX]}])
+        (first,) = asking.first_granted(index_of)
     except NotFound as error:
         if "patterns leave nothing" in error.message:
             raise needs.no_pipeline(order.source) from error
         raise
     except OriginUnavailable:
-        return wish  # never asked for in part, perhaps, but held as a whole: preloaded, say
+        return [wish]  # never asked for in part, perhaps, but held as a whole: preloaded, say
     with first:
         index = needs.read_index(first.path)
     patterns = needs.patterns(index, order.variant)
     if order.variant is not None:
-        (found,) = asking.acquire([wish | _globs(patterns)])
+        (found,) = asking.acquire([unpinned | _globs(patterns)])
         with found:
             patterns = needs.patterns(index, order.variant, needs.lacking(index, found.files))
-    return wish | _globs(patterns)
+    narrow = wish | _globs(patterns)
+    return [narrow] if pin is None else [narrow, wish]
 
 
 def _globs(patterns: Patterns) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from hotshelf.pipelines.files import Files
@@ -52,6 +52,11 @@ class BaseKey:
     @classmethod
     def of(cls, order: PipelineOrder, files: Files) -> BaseKey:
         return cls(files.base.revision, order.dtype, order.base_device, order.variant)
+
+    def serves(self, order: PipelineOrder, files: Files) -> bool:
+        """Whether the order may turn out to be for this base: what device ``auto`` is is known once torch is."""
+        other = BaseKey.of(order, files)
+        return self == (replace(other, device=self.device) if order.device == "auto" else other)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +129,7 @@ class PipelineCache:
         """The files, when the base's weights are in memory and the rest still lies where it lay."""
         with self._lock:
             files = self._recalled.get(wish)
-            if files is None or BaseKey.of(order, files) not in self:
+            if files is None or not any(base.serves(order, files) for base in self._bases):
                 return None
         paths = (files.base.path, *(lora.path for lora in files.loras))
         return files if all(map(os.path.exists, paths)) else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound="torch.nn.Module")
 T = TypeVar("T", bound="torch.Tensor")
 _SHARED = "_hotshelf_shared"
+#: A class that defines one of these says by itself how it is copied.
+_OWN_WAYS = frozenset({"__deepcopy__", "__copy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__slots__"})
+_ATOMS = (bool, int, float, str, bytes, type)
 
 
 def share(module: M) -> M:
@@ -32,7 +36,36 @@ def share(module: M) -> M:
         memo[id(parameter)] = _marked(torch.nn.Parameter(parameter.detach(), parameter.requires_grad), parameter)
     for buffer in module.buffers():
         memo[id(buffer)] = _marked(buffer.detach(), buffer)
+    _copy_structure(module, memo)
     return copy.deepcopy(module, memo)
+
+
+def _copy_structure(module: torch.nn.Module, memo: dict[int, Any]) -> None:
+    """What deepcopy would do for every module of ordinary make, in half of its time; the rest is left to deepcopy."""
+    ordinary = [(part, kind) for part in module.modules() if _is_ordinary(kind := _class_of(part))]
+    for part, kind in ordinary:
+        memo[id(part)] = kind.__new__(kind)
+    for part, _ in ordinary:
+        twin = memo[id(part)].__dict__
+        for name, value in part.__dict__.items():
+            if type(value) in _ATOMS or value is None:
+                twin[name] = value
+            elif type(value) in (dict, OrderedDict) and not value:
+                twin[name] = type(value)()
+            else:
+                twin[name] = copy.deepcopy(value, memo)
+
+
+def _class_of(part: object) -> Any:
+    return type(part)
+
+
+@functools.cache
+def _is_ordinary(kind: Any) -> bool:
+    """Whether deepcopy would copy the attributes of its instances, and nothing else."""
+    import torch
+
+    return not any(_OWN_WAYS & vars(one).keys() for one in kind.__mro__ if one not in (torch.nn.Module, object))
 
 
 def _marked(twin: T, tensor: torch.Tensor) -> T:
