@@ -10,6 +10,7 @@ This process stays free of threads, because it forks.
 from __future__ import annotations
 
 import abc
+import ctypes
 import json
 import os
 import pathlib
@@ -37,6 +38,8 @@ CALLS = (
     "renameat2", "rmdir", "symlinkat", "unlink", "unlinkat", "write",
 )  # fmt: skip
 SEGMENT_BYTES = 16 << 10
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
 SETTINGS = {"fetch": {"segment_bytes": SEGMENT_BYTES, "connections": 1}, "budget": "100%", "revalidate_s": 3_600}
 
 
@@ -123,11 +126,12 @@ SCENARIOS: dict[str, type[Scenario]] = {"acquire": Acquire, "evict": Evict}
 
 
 def in_a_child(work: Callable[[], object]) -> int:
-    """Forks; the child's exit status is 0, or 1 after a traceback. The pid."""
+    """Forks; the child's exit status is 0, or 1 after a traceback. The pid. It ends when this process does."""
     if pid := os.fork():
         return pid
     status = 1
     try:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         work()
         status = 0
     except BaseException:
@@ -169,6 +173,11 @@ class Staged:
         with os.fdopen(told) as said:
             self.threads: dict[str, int] = json.loads(said.readline() or "{}")
         assert self.threads, "the child died before the deed"
+
+    def thread(self, name: str) -> int:
+        """The one of that name, or another of its pool: pools begin threads as they need them, and not always as many."""
+        pool = name.rpartition("_")[0]
+        return self.threads.get(name) or next(number for other, number in self.threads.items() if other.startswith(pool))
 
     def go(self) -> int:
         """Its wait status, once it has ended."""
@@ -217,7 +226,7 @@ def points(kind: type[Scenario], folder: pathlib.Path) -> Iterator[Point]:
 def kill_at(kind: type[Scenario], folder: pathlib.Path, point: Point) -> Found:
     scenario, child = staged(kind, folder)
     inject = f"inject={point.call}:signal=SIGKILL:when={point.number}"
-    status = child.traced([child.threads[point.thread]], "-o", os.devnull, "-e", f"trace={point.call}", "-e", inject)
+    status = child.traced([child.thread(point.thread)], "-o", os.devnull, "-e", f"trace={point.call}", "-e", inject)
     killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
     wrongs = [] if killed or status == 0 else [f"the daemon ended with {status}"]
     return Found(point, killed, wrongs + told_by_a_child(lambda: aftermath(scenario)))
