@@ -76,7 +76,7 @@ def _digest(path: Path) -> str:
 def _table(runs: Mapping[str, Mapping[str, Any]]) -> Table:
     table = Table(title="seconds (fetch and import overlap)")
     table.add_column("worker")
-    for phase in (*PHASES, "process"):
+    for phase in (*PHASES, "answered"):
         table.add_column(phase, justify="right")
     for name, run in runs.items():
         cells = [f"{run['phases'].get(phase, 0.0):.2f}" for phase in PHASES]

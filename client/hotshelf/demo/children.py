@@ -33,15 +33,27 @@ def running(
 
     `gentle` asks it to end before it is made to.
     """
-    with log.open("wb") as out:
-        child = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env, cwd=log.parent, start_new_session=True
-        )
-        try:
-            _wait(child, answers, log)
-            yield child
-        finally:
-            stop(child, gentle=gentle)
+    with log.open("wb") as out, contextlib.ExitStack() as stack:
+        with uninterrupted():
+            child = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env, cwd=log.parent, start_new_session=True
+            )
+            stack.callback(stop, child, gentle=gentle)
+        _wait(child, answers, log)
+        yield child
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """A Ctrl-C takes effect after the block: one amid a start would leave a process behind that nobody knows of."""
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def stop(child: subprocess.Popen[bytes], *, gentle: bool = True) -> None:

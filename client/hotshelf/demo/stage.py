@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -19,7 +20,7 @@ from typing import Any
 
 from hotshelf.client import Client
 from hotshelf.demo import origin
-from hotshelf.demo.children import running, stop
+from hotshelf.demo.children import running, stop, uninterrupted
 from hotshelf.demo.origin import ACCESS_KEY_ID, BUCKET, SECRET_ACCESS_KEY, Link
 from hotshelf.unix import MAX_SOCKET_PATH_BYTES
 from hotshelf_shared.errors import HotshelfError
@@ -50,25 +51,31 @@ class Stage:
         self._origin.close()
 
     def run(self, *argv: str) -> tuple[str, float]:
-        """A fresh Python process; its stdout and its wall time in seconds. Raises HotshelfError with its last words."""
-        began = time.monotonic()
-        child = subprocess.Popen(
-            [sys.executable, *argv],
-            env=self.environment,
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-        try:
-            output, words = child.communicate(timeout=WORKER_WAIT_S)
-        finally:
-            stop(child, gentle=False)
-        if child.returncode:
-            said = (words.decode(errors="replace") + output.decode(errors="replace")).strip()[-1500:]
-            raise HotshelfError(f"a worker failed ({' '.join(argv[:3])}): {said}", hint="See the files beside the pictures.")
-        return output.decode(), time.monotonic() - began
+        """A fresh Python process; its stdout, and the seconds until it answered. Raises HotshelfError with its last words."""
+        with contextlib.ExitStack() as stack:
+            words = stack.enter_context(tempfile.TemporaryFile())
+            began = time.monotonic()
+            with uninterrupted():
+                child = subprocess.Popen(
+                    [sys.executable, *argv],
+                    env=self.environment,
+                    cwd=self.folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=words,
+                    start_new_session=True,
+                )
+                stack.callback(stop, child, gentle=False)
+            select.select(filter(None, [child.stdout]), [], [], WORKER_WAIT_S)
+            answered = time.monotonic()
+            output = child.communicate(timeout=WORKER_WAIT_S)[0].decode(errors="replace")
+            if child.returncode:
+                words.seek(0)
+                said = (words.read().decode(errors="replace") + output).strip()[-1500:]
+                raise HotshelfError(
+                    f"a worker failed ({' '.join(argv[:3])}): {said}", hint="See the files beside the pictures."
+                )
+            return output, answered - began
 
     def push(self, folder: Path, name: str) -> dict[str, Any]:
         """`hotshelf push`, as anybody would."""
