@@ -277,7 +277,6 @@ def test_the_pipeline_key_is_that_of_the_recipe_wherever_it_is_made(
             {"path": str(moved / "renamed.safetensors"), "scale": 0.7},
             {"path": str(moved / "two.safetensors"), "scale": 0.4},
         ],
-        dtype="float32",
     )
     there = hotshelf.load_pipeline(source(library.sd), loras=wanted([(one, 0.7), (two, 0.4)]), client=client_of(own_shelf))
     assert key(local) == key(there) == here

@@ -46,9 +46,9 @@ def test_a_scale_that_is_no_finite_number_is_refused_before_anything_is_asked(sc
         ({"timeout": 0}, "timeout"),
         ({"timeout": float("nan")}, "timeout"),
         ({"timeout": "soon"}, "timeout"),
-        ({"lora_mode": "fuse"}, "lora_mode"),
+        ({"lora_mode": "melt"}, "lora_mode"),
         ({"compile": True}, "compile"),
-        ({"snapshot": True}, "snapshot"),
+        ({"snapshot": "always"}, "snapshot"),
     ],
 )
 def test_an_argument_that_cannot_be_meant_is_refused_before_anything_is_asked(options: dict[str, Any], says: str) -> None:

@@ -27,7 +27,7 @@ from hotshelf_shared.wire import Progress
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ["PipelineCache", "explain", "load_pipeline"]
+__all__ = ["PipelineCache", "explain", "load_pipeline", "swap_lora"]
 
 PROCESS = PipelineCache(max_pipelines=0)  # a mark for "the process-wide cache", never filled
 
@@ -42,6 +42,12 @@ def load_pipeline(
     compile: bool | str = False,  # noqa: A002  the contract's word
     lora_mode: str = "adapters",
     snapshot: bool | str = "auto",
+    components: Mapping[str, str | Mapping[str, str]] | None = None,
+    config: str | None = None,
+    pipeline_class: str | None = None,
+    quantization_config: Any = None,
+    device_map: str | None = None,
+    offload: str | None = None,
     allow_patterns: Any = None,
     ignore_patterns: Any = None,
     revision: str | None = None,
@@ -53,19 +59,32 @@ def load_pipeline(
 ) -> DiffusionPipeline:
     """A diffusers pipeline from `source` (a source, a configured name or an absolute path) with `loras` applied.
 
-    `loras` are paths, or ``{"path", "scale"}``; `device` and `dtype` are names (``"cuda"``, ``"float16"``) or torch's own;
-    ``auto`` is a GPU where there is one, None the library's default. `attention` is ``auto`` (the fastest kernel that works
-    here), ``flash`` or ``native``. `timeout` is in seconds, for everything up to files on disk. `explain(pipe)` says how it
-    was made.
+    `loras` are paths, or ``{"path", "scale"}`` with a scale for all components or one each; `lora_mode` keeps them as
+    ``adapters``, merges them (``fuse``), or leaves room to exchange them (``hotswap``, `swap_lora`). `components` replace
+    the base's own, each a source or ``{"source", "subfolder"}``. A single-file checkpoint wants `config`, a folder that
+    describes its kind. `device` and `dtype` are names (``"cuda"``, ``"float16"``) or torch's own; ``auto`` is a GPU where
+    there is one, None the library's default. `attention` is ``auto`` (the fastest kernel that works here), ``flash`` or
+    ``native``. `offload` is ``model``, ``sequential`` or ``group``. `snapshot` keeps what was dear to build for the next
+    worker: in the background (``auto``), before returning (True) or never. `timeout` is in seconds, for everything up to
+    files on disk. `explain(pipe)` says how it was made.
     """
     began = time.monotonic()
-    _check_supported(compile=compile, lora_mode=lora_mode, snapshot=snapshot)
+    if compile is not False:
+        raise InvalidRequest(f"compile={compile!r} is not in this version", hint="Use compile=False.")
     order = PipelineOrder.of(
         source,
         loras=loras,
         device=device,
         dtype=dtype,
         attention=attention,
+        lora_mode=lora_mode,
+        snapshot=snapshot,
+        components=components,
+        config=config,
+        pipeline_class=pipeline_class,
+        quantization_config=quantization_config,
+        device_map=device_map,
+        offload=offload,
         allow_patterns=allow_patterns,
         ignore_patterns=ignore_patterns,
         revision=revision,
@@ -83,32 +102,35 @@ def load_pipeline(
     files = acquiring.result()
     waited = time.monotonic() - waited
     from hotshelf.pipelines.build import build
+    from hotshelf.pipelines.keeping import Keeping
 
-    built = build(order, files, kept)
+    keeping = Keeping(client, order, files)
+    built = build(order, files, kept, keep_clean=keeping.wanted)
     if kept is not None:
         kept.remember(wish, files)
-    phases = {
-        "acquire": files.seconds,
-        **files.phases,
-        "import": import_s,
-        "wait": waited,
-        **built.phases,
-        "total": time.monotonic() - began,
-    }
-    explanation.record(order, files, built, phases)
+    phases = {"acquire": files.seconds, **files.phases, "import": import_s, "wait": waited, **built.phases}
+    keeping.keep(built)
+    explanation.record(order, files, built, {**phases, "total": time.monotonic() - began}, keeping.report)
     pipe: DiffusionPipeline = built.pipe
     return pipe
 
 
+def swap_lora(pipe: DiffusionPipeline, lora: str | Mapping[str, Any], *, position: int = 0, **options: Any) -> None:
+    """Exchanges one LoRA of a pipeline made with ``lora_mode="hotswap"``, in place: a compiled pipeline stays compiled.
+
+    `options` are `client` and `timeout`, as for `load_pipeline`. Raises InvalidRequest when it does not fit; the pipeline
+    should then be loaded anew.
+    """
+    from hotshelf.pipelines import gathering, loras
+    from hotshelf.pipelines.loading import constructing
+    from hotshelf.pipelines.quiet import quietly
+
+    explain(pipe)
+    file = gathering.one_lora(options.get("client") or default_client, lora, options.get("timeout", 600))
+    with constructing, quietly():
+        loras.swap(pipe, file, position)
+    explanation.swapped(pipe, position, file)
+
+
 def _nothing() -> None:
     """What is remembered without a cache."""
-
-
-def _check_supported(*, compile: bool | str, lora_mode: str, snapshot: bool | str) -> None:  # noqa: A002
-    """What this version cannot do is refused, never ignored."""
-    if compile is not False:
-        raise InvalidRequest(f"compile={compile!r} is not in this version", hint="Use compile=False.")
-    if lora_mode != "adapters":
-        raise InvalidRequest(f"lora_mode={lora_mode!r} is not in this version", hint="Use lora_mode='adapters'.")
-    if snapshot not in ("auto", False):
-        raise InvalidRequest(f"snapshot={snapshot!r} is not in this version", hint="Use snapshot='auto'.")

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from hotshelf.client import Client
-from hotshelf.pipelines.files import Files, OnProgress, gather
+from hotshelf.pipelines.files import Files
+from hotshelf.pipelines.gathering import OnProgress, gather
 from hotshelf.pipelines.order import PipelineOrder
 from hotshelf_shared.errors import DaemonUnavailable, HotshelfError, Timeout
 

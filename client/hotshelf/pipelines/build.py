@@ -1,81 +1,207 @@
-"""A pipeline from files: clean base components from memory where they are, from disk where not; then what is its own."""
+"""A pipeline from files: clean components from memory where they are, from disk where not; then what is its own."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from hotshelf.pipelines import attention as kernels
+from hotshelf.pipelines import loading, needs, overrides
 from hotshelf.pipelines import loras as adapters
-from hotshelf.pipelines import needs
 from hotshelf.pipelines.files import Files
-from hotshelf.pipelines.loading import constructing, from_pretrained, place
+from hotshelf.pipelines.loading import constructing, place
 from hotshelf.pipelines.memory import BaseKey, ComponentKey, PipelineCache
+from hotshelf.pipelines.offloading import offload
 from hotshelf.pipelines.order import PipelineOrder
 from hotshelf.pipelines.quiet import quietly
 from hotshelf.pipelines.sharing import share
+from hotshelf_shared.digest import Digest
+from hotshelf_shared.errors import HotshelfError
 
 if TYPE_CHECKING:
     import torch
 
+Modules = dict[str, "torch.nn.Module"]
+
+
+@dataclass(slots=True)
+class Foundation:
+    """A clean pipeline of its own, where its weights came from, and which components fusing changed."""
+
+    pipe: Any
+    served_from: str
+    fused: frozenset[str] = frozenset()
+
 
 @dataclass(slots=True)
 class Built:
-    """A pipeline and how it came about; `phases` in seconds."""
+    """A pipeline and how it came about; `phases` in seconds. `clean` is the foundation once more, when it was built now."""
 
     pipe: Any
     attention: kernels.Attention
     served_from: str
     device: str
     dtype: str
+    base: BaseKey
+    clean: Foundation | None = None
     phases: dict[str, float] = field(default_factory=dict)
 
 
-def build(order: PipelineOrder, files: Files, cache: PipelineCache | None) -> Built:
-    """The pipeline that `order` asks for, its own object. Raises HotshelfError; then nothing has changed."""
+def build(order: PipelineOrder, files: Files, cache: PipelineCache | None, *, keep_clean: bool = False) -> Built:
+    """The pipeline that `order` asks for, its own object. Raises HotshelfError; then nothing has changed.
+
+    `keep_clean` asks for a second object over the same weights, to be saved while the first is used.
+    """
+    base = BaseKey.of(order, files)
+    while True:
+        try:
+            return _build(order, files, cache, base, keep_clean=keep_clean)
+        except Exception as error:
+            if not loading.is_out_of_memory(error):
+                raise
+            if cache is None or not cache.relieve(keep=base):
+                raise HotshelfError(
+                    f"there is not enough memory on {order.base_device} for {order.source}",
+                    hint="Free memory there, load it in float16, or give offload='model'.",
+                ) from error
+        _return_freed_memory()
+
+
+def _build(order: PipelineOrder, files: Files, cache: PipelineCache | None, base: BaseKey, *, keep_clean: bool) -> Built:
     phases: dict[str, float] = {}
     with _timed(phases, "load"):
-        pipe, served_from = _base(order, files, cache)
+        found = _fused(order, files, cache) if order.fuses else _foundation(order, files, cache)
+        with constructing, quietly():
+            clean = _again(found) if keep_clean and found.served_from == "built" else None
+    pipe = found.pipe
     with _timed(phases, "lora"), constructing, quietly():
-        adapters.apply(pipe, files.loras)
+        if not order.fuses:
+            shelf = cache.adapters if cache is not None else None
+            adapters.apply(pipe, files.loras, shelf, hotswap=order.lora_mode == "hotswap")
     with _timed(phases, "attention"), constructing, quietly():
         device, dtype = str(pipe.device), str(pipe.dtype).removeprefix("torch.")
         chosen = kernels.choose(order.attention, device, dtype)
         kernels.apply(chosen, adapters.modules_of(pipe))
-    return Built(pipe, chosen, served_from, device, dtype, phases)
+    offload(pipe, order.offload)
+    return Built(pipe, chosen, found.served_from, device, dtype, base, clean, phases)
 
 
-def _base(order: PipelineOrder, files: Files, cache: PipelineCache | None) -> tuple[Any, str]:
-    """A base pipeline whose modules are its own, and whether all of its weights were in memory."""
-    if cache is None:
+def _foundation(order: PipelineOrder, files: Files, cache: PipelineCache | None) -> Foundation:
+    """A clean pipeline whose modules are its own."""
+    if cache is None or order.device_map is not None:
         with constructing, quietly():
-            return _loaded(order, files, {}), "built"
+            pipe = _loaded(order, files, {}, frozenset())
+            return Foundation(pipe, "built" if files.snapshot is None else "snapshot")
     keys, base = _component_keys(order, files), BaseKey.of(order, files)
     with cache.building(base), constructing, quietly():
         kept = {name: module for name, key in keys.items() if (module := cache.get(key)) is not None}
-        pipe = _loaded(order, files, {name: share(module) for name, module in kept.items()})
+        pipe = _loaded(order, files, {name: share(module) for name, module in kept.items()}, frozenset(keys))
         fresh = {name: share(part) for name, part in adapters.modules_of(pipe).items() if name in keys and name not in kept}
-        cache.keep(base, {keys[name]: module for name, module in (kept | fresh).items()}, files.base_leases)
-        return pipe, "built" if fresh else "memory"
+        keys = {name: key for name, key in keys.items() if name in kept or name in fresh}
+        cache.keep(base, keys, kept | fresh, files.base_leases)
+        return Foundation(pipe, "memory" if not fresh else "built" if files.snapshot is None else "snapshot")
 
 
-def _loaded(order: PipelineOrder, files: Files, parts: Mapping[str, torch.nn.Module]) -> Any:
-    pipe = from_pretrained(files.base.path, files.index, parts, dtype=order.dtype, variant=order.variant)
+def _fused(order: PipelineOrder, files: Files, cache: PipelineCache | None) -> Foundation:
+    """A foundation with LoRAs merged into it. Only what they touch is new; the rest is the clean base's."""
+    if cache is None or order.device_map is not None:
+        if files.snapshot is not None:
+            with constructing, quietly():
+                return Foundation(_loaded(order, files, {}, frozenset()), "snapshot")
+        return _fuse(order, files, cache)
+    base, keys = BaseKey.of(order, files), _component_keys(order, files)
+    with cache.building(base):
+        kept = cache.parts(base)
+        if kept is None and files.snapshot is None:
+            found = _fuse(order, files, cache)
+        else:
+            same = {} if kept is not None else {n: cache.get(keys[n]) for n in _unchanged(files, keys)}
+            own = {name: share(part) for name, part in (kept or same).items() if part is not None}
+            with constructing, quietly():
+                pipe = _loaded(order, files, own, frozenset(kept or keys))
+            found = Foundation(pipe, "memory" if kept is not None else "snapshot", frozenset(keys) - _unchanged(files, keys))
+        if kept is None:
+            mine = {name: _fused_key(key, name, base) if name in found.fused else key for name, key in keys.items()}
+            with constructing:
+                modules = {name: share(part) for name, part in adapters.modules_of(found.pipe).items() if name in keys}
+            cache.keep(base, {name: mine[name] for name in modules}, modules, files.base_leases)
+        return found
+
+
+def _unchanged(files: Files, keys: Mapping[str, object]) -> frozenset[str]:
+    """The components that the pipeline snapshot has just as the base has them."""
+    if files.snapshot is None or files.base.single is not None:
+        return frozenset()
+    names = keys.keys() - files.override_names
+    return frozenset(name for name in names if files.snapshot.component(name) == files.base.component(name))
+
+
+def _fuse(order: PipelineOrder, files: Files, cache: PipelineCache | None) -> Foundation:
+    plain = replace(order, lora_mode="adapters", loras=())
+    clean = _foundation(plain, replace(files, loras=(), snapshot=None), cache)
+    with constructing, quietly():
+        fused = adapters.fuse(clean.pipe, files.loras, cache.adapters if cache is not None else None)
+    return Foundation(clean.pipe, "built", fused)
+
+
+def _fused_key(key: ComponentKey, name: str, base: BaseKey) -> ComponentKey:
+    return replace(key, digest=Digest.of(f"{base.foundation}/{name}".encode()))
+
+
+def _again(found: Foundation) -> Foundation:
+    """The same foundation as another object over the same weights."""
+    parts = {name: share(part) for name, part in adapters.modules_of(found.pipe).items()}
+    return Foundation(type(found.pipe)(**{**found.pipe.components, **parts}), found.served_from, found.fused)
+
+
+def _loaded(order: PipelineOrder, files: Files, parts: Mapping[str, Any], weights: frozenset[str]) -> Any:
+    cls = loading.pipeline_class(files.index, order.pipeline_class)
+    given = dict(parts)
+    for one in files.components:
+        if one.name not in given and files.snapshot is None:
+            given[one.name] = overrides.load(one, order, files, cls)
+    pipe = loading.load(order, files, given, cls=cls, weights=weights)
     place(pipe, order.device)
     return pipe
 
 
 def _component_keys(order: PipelineOrder, files: Files) -> dict[str, ComponentKey]:
     """A key for every component that has weights of its own."""
-    without = needs.lacking(files.index, files.base.files)
-    return {
-        name: ComponentKey(files.base.component(name), ".".join(value), order.dtype, order.base_device, order.variant)
+
+    def key(digest: Digest, class_name: str) -> ComponentKey:
+        return ComponentKey(digest, class_name, order.dtype, order.base_device, order.variant, order.quantization)
+
+    def own(name: str) -> Digest:
+        if files.base.single is None or files.config is None:
+            return files.base.component(name)
+        return Digest.of(f"{files.base.revision}/{files.config.revision}/{name}".encode())
+
+    without = set() if files.base.single is not None else set(needs.lacking(files.index, files.base.files))
+    if files.base.single is not None:
+        without = {name for name, (_, cls) in needs.components(files.index).items() if needs.is_weightless(cls)}
+    keys = {
+        name: key(own(name), ".".join(value))
         for name, value in needs.components(files.index).items()
-        if name not in without
+        if name not in without and name not in files.override_names
     }
+    return keys | {
+        one.name: key(one.revision, f"override {one.name}")
+        for one in files.components
+        if any(needs.is_weights(path) for path in one.files)
+    }
+
+
+def _return_freed_memory() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @contextmanager

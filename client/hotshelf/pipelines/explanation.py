@@ -8,49 +8,69 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hotshelf.pipelines import recipes
 from hotshelf_shared.errors import InvalidRequest
-from hotshelf_shared.recipe import LoraRecipe, Recipe
 
 if TYPE_CHECKING:
     from hotshelf.lease import Lease
     from hotshelf.pipelines.build import Built
-    from hotshelf.pipelines.files import Files
+    from hotshelf.pipelines.files import Files, LoraFile
+    from hotshelf.pipelines.memory import BaseKey
     from hotshelf.pipelines.order import PipelineOrder
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Made:
     how: dict[str, Any]
     leases: tuple[Lease, ...]
+    base: BaseKey
 
 
 _made: weakref.WeakKeyDictionary[Any, _Made] = weakref.WeakKeyDictionary()
 
 
-def record(order: PipelineOrder, files: Files, built: Built, phases: Mapping[str, float]) -> None:
-    recipe = Recipe(
-        base=files.base.revision,
-        loras=tuple(LoraRecipe(lora.digest, lora.order.scale) for lora in files.loras),
-        dtype=built.dtype,
-        variant=order.variant,
-    )
+def record(order: PipelineOrder, files: Files, built: Built, phases: Mapping[str, float], snapshot: dict[str, Any]) -> None:
+    """`snapshot` says whether it is kept for others; whoever saves it goes on writing there."""
     how = {
         "source": order.source,
         "revision": files.base.revision,
-        "pipeline_key": recipe.key,
-        "loras": [{"path": lora.order.path, "digest": lora.digest, "scale": lora.order.scale} for lora in files.loras],
+        "pipeline_key": recipes.recipe(order, files).key,
+        "loras": [_lora(lora) for lora in files.loras],
+        "lora_mode": order.lora_mode,
+        "components": {one.name: {"source": one.order.source, "revision": one.revision} for one in files.components},
         "attention": built.attention.to_json(),
         "dtype": built.dtype,
         "device": built.device,
         "served_from": built.served_from,
+        "snapshot": snapshot,
         "phases": {name: round(seconds, 4) for name, seconds in phases.items()},
     }
-    _made[built.pipe] = _Made(how, files.leases)
+    _made[built.pipe] = _Made(how, files.leases, built.base)
 
 
 def explain(pipe: Any) -> dict[str, Any]:
     """How a pipeline that `load_pipeline` returned was made. Raises InvalidRequest for any other object."""
+    return copy.deepcopy(_of(pipe).how)
+
+
+def base_of(pipe: Any) -> BaseKey:
+    """What its clean weights are kept as."""
+    return _of(pipe).base
+
+
+def swapped(pipe: Any, position: int, lora: LoraFile) -> None:
+    """Another LoRA has taken the place of one."""
+    made = _of(pipe)
+    made.how["loras"][position] = _lora(lora)
+    made.leases = (*made.leases, *((lora.lease,) if lora.lease is not None else ()))
+
+
+def _lora(lora: LoraFile) -> dict[str, Any]:
+    return {"path": lora.order.path, "digest": lora.digest, "scale": lora.order.weight}
+
+
+def _of(pipe: Any) -> _Made:
     try:
-        return copy.deepcopy(_made[pipe].how)
+        return _made[pipe]
     except (KeyError, TypeError):
         raise InvalidRequest("this pipeline was not made by hotshelf.load_pipeline") from None

@@ -1,44 +1,45 @@
-"""Which files a pipeline needs, and where they are: leased from the shelf, or read in place for an absolute path.
-
-Nothing here imports torch: it runs while torch is being imported.
-"""
+"""The files that one pipeline is built from: leased from the shelf, or read in place for an absolute path."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from hotshelf.client import Client
 from hotshelf.lease import Lease
-from hotshelf.pipelines import local, needs
-from hotshelf.pipelines.order import LoraOrder, PipelineOrder
+from hotshelf.pipelines.order import ComponentOrder, LoraOrder
 from hotshelf_shared.digest import Digest, Revision
-from hotshelf_shared.errors import IntegrityError, InvalidRequest, NotFound, OriginUnavailable
 from hotshelf_shared.manifest import FileEntry, Manifest
-from hotshelf_shared.patterns import Patterns
-from hotshelf_shared.source import Source
-from hotshelf_shared.wire import Progress
-
-OnProgress = Callable[[Progress], object]
 
 
 @dataclass(frozen=True, slots=True)
-class BaseFiles:
-    """A pipeline's directory and exactly the files of it that count."""
+class TreeFiles:
+    """A directory and exactly the files of it that count. `single` names the one file of a checkpoint that is no tree."""
 
     path: Path
     files: Mapping[str, FileEntry]
     revision: Revision
     lease: Lease | None = None
+    single: str | None = None
 
-    def component(self, name: str) -> Digest:
+    @classmethod
+    def leased(cls, lease: Lease) -> Self:
+        single = next(iter(lease.files)) if lease.kind == "file" else None
+        return cls(lease.path, lease.files, lease.revision, lease, single)
+
+    @classmethod
+    def here(cls, path: Path, files: Mapping[str, FileEntry], single: str | None = None) -> Self:
+        return cls(path, files, Manifest.of(files).revision, single=single)
+
+    def below(self, folder: str) -> dict[str, FileEntry]:
+        """The files of one folder, by their paths in it."""
+        prefix = f"{folder}/" if folder else ""
+        return {path[len(prefix) :]: entry for path, entry in self.files.items() if path.startswith(prefix)}
+
+    def component(self, name: str) -> Revision:
         """The identity of one component: the revision of the files in its folder."""
-        below = f"{name}/"
-        return Manifest.of({path: entry for path, entry in self.files.items() if path.startswith(below)}).revision
+        return Manifest.of({f"{name}/{path}": entry for path, entry in self.below(name).items()}).revision
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +53,67 @@ class LoraFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Files:
-    """All that one pipeline is built from. A lease is freed when nothing that was made from these files is left."""
+class ComponentFiles:
+    """A component that is not the base's own. `folder` holds `files`."""
 
-    base: BaseFiles
+    order: ComponentOrder
+    folder: Path
+    files: Mapping[str, FileEntry]
+    single: str | None = None
+    lease: Lease | None = None
+
+    @property
+    def name(self) -> str:
+        return self.order.name
+
+    @property
+    def revision(self) -> Revision:
+        return Manifest.of(dict(self.files)).revision
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """All that one pipeline is built from. A lease is freed when nothing that was made from these files is left.
+
+    `config` is the folder that says what a single-file checkpoint is; `snapshot` a tree that somebody built already.
+    """
+
+    base: TreeFiles
     index: Mapping[str, Any]
     loras: tuple[LoraFile, ...] = ()
+    components: tuple[ComponentFiles, ...] = ()
+    config: TreeFiles | None = None
+    snapshot: TreeFiles | None = None
     seconds: float = field(default=0.0, compare=False)
 
     @property
-    def leases(self) -> tuple[Lease, ...]:
-        held = (self.base.lease, *(lora.lease for lora in self.loras))
-        return tuple(lease for lease in held if lease is not None)
+    def description(self) -> TreeFiles:
+        """Where model_index.json and every component's configuration lie."""
+        return self.config or self.base
+
+    @property
+    def override_names(self) -> frozenset[str]:
+        return frozenset(one.name for one in self.components)
+
+    def paths(self) -> Iterator[Path]:
+        """Everything that must still lie where it lay for these files to be of use."""
+        yield self.base.path
+        yield from (lora.path for lora in self.loras)
+        yield from (one.folder for one in self.components)
+        if self.config is not None:
+            yield self.config.path
 
     @property
     def base_leases(self) -> tuple[Lease, ...]:
-        return () if self.base.lease is None else (self.base.lease,)
+        """Those on what weights may be mapped from."""
+        trees = (self.base, self.snapshot, *self.components)
+        held = (tree.lease for tree in trees if tree is not None)
+        return tuple(lease for lease in held if lease is not None)
+
+    @property
+    def leases(self) -> tuple[Lease, ...]:
+        held = (one.lease for one in (self.config, *self.loras) if one is not None)
+        return (*self.base_leases, *(lease for lease in held if lease is not None))
 
     @property
     def phases(self) -> dict[str, float]:
@@ -80,107 +126,12 @@ class Files:
 
     @property
     def unleased(self) -> Files:
-        """The same, holding nothing."""
-        return replace(self, base=replace(self.base, lease=None), loras=tuple(replace(lora, lease=None) for lora in self.loras))
-
-
-def gather(client: Client, order: PipelineOrder, on_progress: OnProgress | None) -> Files:
-    """Everything on this machine, verified and held. Base and LoRAs are acquired all or nothing.
-
-    Raises what `acquire` does, and InvalidRequest when the source is no diffusers pipeline.
-    """
-    asking = _Asking(client, time.monotonic() + order.timeout_s, on_progress)
-    began = time.monotonic()
-    at_home = _local_base(order) if order.source.startswith("/") else None
-    afar = [{"source": lora.path} for lora in order.loras if not lora.path.startswith("/")]
-    leases = asking.first_granted([afar] if at_home else [[wish, *afar] for wish in _base_wishes(asking, order)])
-    try:
-        granted = iter(leases)
-        base = at_home or _leased_base(next(granted))
-        loras = tuple(_local_lora(one) if one.path.startswith("/") else _leased_lora(one, next(granted)) for one in order.loras)
-        return Files(base, needs.read_index(base.path), loras, time.monotonic() - began)
-    except BaseException:
-        for lease in leases:
-            lease.release()
-        raise
-
-
-@dataclass(frozen=True, slots=True)
-class _Asking:
-    """Several requests to one daemon under one deadline."""
-
-    client: Client
-    deadline: float
-    on_progress: OnProgress | None
-
-    def acquire(self, wishes: list[dict[str, Any]]) -> list[Lease]:
-        left_s = max(0.05, self.deadline - time.monotonic())
-        return list(self.client.acquire(wishes, timeout=left_s, on_progress=self.on_progress)) if wishes else []
-
-    def first_granted(self, ways: list[list[dict[str, Any]]]) -> list[Lease]:
-        """A pinned revision says by itself whether it was taken this way: if not, the next."""
-        for wishes in ways[:-1]:
-            with suppress(IntegrityError):
-                return self.acquire(wishes)
-        return self.acquire(ways[-1])
-
-
-def _base_wishes(asking: _Asking, order: PipelineOrder) -> list[dict[str, Any]]:
-    """The base with the patterns given, or with those that its own model_index.json asks for.
-
-    A revision is of exactly the files that it was taken of. A pinned one may be of what a pipeline needs, as `explain`
-    says it, or of the whole source, as `acquire` does: then there are two ways to ask.
-    """
-    source = Source.parse(order.source)
-    pin = order.revision or source.pinned
-    unpinned = {"source": str(source.unpinned)}
-    wish = unpinned if pin is None else {**unpinned, "revision": str(pin)}
-    if order.patterns is not None:
-        return [wish | _globs(order.patterns)]
-    index_of = [[{**one, "allow_patterns": [needs.INDEX]}] for one in (wish, unpinned)[: 1 if pin is None else 2]]
-    try:
-        (first,) = asking.first_granted(index_of)
-    except NotFound as error:
-        if "patterns leave nothing" in error.message:
-            raise needs.no_pipeline(order.source) from error
-        raise
-    except OriginUnavailable:
-        return [wish]  # never asked for in part, perhaps, but held as a whole: preloaded, say
-    with first:
-        index = needs.read_index(first.path)
-    patterns = needs.patterns(index, order.variant)
-    if order.variant is not None:
-        (found,) = asking.acquire([unpinned | _globs(patterns)])
-        with found:
-            patterns = needs.patterns(index, order.variant, needs.lacking(index, found.files))
-    narrow = wish | _globs(patterns)
-    return [narrow] if pin is None else [narrow, wish]
-
-
-def _globs(patterns: Patterns) -> dict[str, Any]:
-    allow = {} if patterns.allow is None else {"allow_patterns": list(patterns.allow)}
-    return {**allow, "ignore_patterns": list(patterns.ignore)}
-
-
-def _leased_base(lease: Lease) -> BaseFiles:
-    return BaseFiles(lease.path, lease.files, lease.revision, lease)
-
-
-def _leased_lora(order: LoraOrder, lease: Lease) -> LoraFile:
-    name = local.one_weight_file(order.path, sorted(lease.files))
-    return LoraFile(order, lease.path / name, lease.files[name].digest, lease)
-
-
-def _local_base(order: PipelineOrder) -> BaseFiles:
-    path, files = local.base_files(order)
-    revision = Manifest.of(files).revision
-    if order.revision not in (None, revision):
-        raise InvalidRequest(
-            f"{path} is revision {revision}, not {order.revision}",
-            hint="A folder of this machine has the revision of what lies in it: leave `revision` out.",
+        """The same, holding nothing; without the snapshot, which is only good while it is held."""
+        return replace(
+            self,
+            base=replace(self.base, lease=None),
+            loras=tuple(replace(lora, lease=None) for lora in self.loras),
+            components=tuple(replace(one, lease=None) for one in self.components),
+            config=self.config and replace(self.config, lease=None),
+            snapshot=None,
         )
-    return BaseFiles(path, files, revision)
-
-
-def _local_lora(order: LoraOrder) -> LoraFile:
-    return LoraFile(order, *local.lora_file(order))

@@ -10,14 +10,13 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hotshelf.pipelines import needs
+from hotshelf.pipelines.files import Files
+from hotshelf.pipelines.order import PipelineOrder
 from hotshelf.pipelines.quiet import importing_quietly
 from hotshelf_shared.errors import HotshelfError, InvalidRequest, UnsafeContent
-
-if TYPE_CHECKING:
-    import torch
 
 constructing = threading.RLock()
 #: What a component may come from, besides the modules of diffusers.pipelines: the daemon's list.
@@ -63,26 +62,73 @@ def resolve_device(device: str | None) -> str | None:
     return device
 
 
-def from_pretrained(
-    path: Path, index: Mapping[str, Any], parts: Mapping[str, torch.nn.Module], *, dtype: str | None, variant: str | None
-) -> Any:
-    """The pipeline in `path`, given the components that are there already. Call it under `constructing`."""
-    import diffusers
+def load(order: PipelineOrder, files: Files, parts: Mapping[str, Any], *, cls: Any, weights: frozenset[str]) -> Any:
+    """The clean pipeline, given the components that are there already; `weights` names those that have weights.
+
+    Call it under `constructing`. Raises InvalidRequest.
+    """
     import torch
 
-    check_index(index)
-    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, **parts}
-    if dtype is not None:
-        options["torch_dtype"] = getattr(torch, dtype)
-    if variant is not None:
-        options["variant"] = variant
+    options: dict[str, Any] = {"local_files_only": True, **parts}
+    if order.dtype is not None:
+        options["torch_dtype"] = getattr(torch, order.dtype)
+    if order.quantization_config is not None and files.snapshot is None and not weights <= parts.keys():
+        options["quantization_config"] = _quantization(order.quantization_config)
+    if order.device_map is not None:
+        options["device_map"] = order.device_map
+    if files.snapshot is not None:
+        return _built(cls.from_pretrained, files.snapshot.path, cls, {**options, "use_safetensors": True})
+    if files.base.single is not None and files.config is not None and not weights <= parts.keys():
+        checkpoint = files.base.path / files.base.single
+        return _built(cls.from_single_file, checkpoint, cls, {**options, "config": str(files.config.path)})
+    if order.variant is not None:
+        options["variant"] = order.variant
+    return _built(cls.from_pretrained, files.description.path, cls, {**options, "use_safetensors": True})
+
+
+def _built(make: Any, path: Path, cls: Any, options: Mapping[str, Any]) -> Any:
     try:
-        return diffusers.DiffusionPipeline.from_pretrained(str(path), **options)
+        return make(str(path), **options)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise InvalidRequest(
-            f"{path} cannot be built into a {index['_class_name']}: {first_line(error)}",
+            f"{path} cannot be built into a {cls.__name__}: {first_line(error)}",
             hint="Does plain diffusers load it? `hotshelf verify` checks the bytes; see the cause for the rest.",
         ) from error
+
+
+def _quantization(config: Any) -> Any:
+    """A mapping becomes diffusers' own config; an object goes through as it is."""
+    if not isinstance(config, Mapping):
+        return config
+    from diffusers import PipelineQuantizationConfig
+
+    try:
+        return PipelineQuantizationConfig(**config)
+    except Exception as error:
+        raise InvalidRequest(
+            f"quantization_config: {first_line(error)}", hint="See diffusers' PipelineQuantizationConfig for its fields."
+        ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)
+
+
+def pipeline_class(index: Mapping[str, Any], wanted: str | None) -> Any:
+    """The class to make: the index's own, or another that takes the same components (img2img, ControlNet, …)."""
+    import diffusers
+
+    check_index(index)
+    if wanted is None:
+        return getattr(diffusers, index["_class_name"])
+    found = getattr(diffusers, wanted, None)
+    if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
+        raise InvalidRequest(f"diffusers {diffusers.__version__} knows no pipeline class {wanted[:80]!r}")
+    return found
 
 
 def check_index(index: Mapping[str, Any]) -> None:
@@ -109,6 +155,8 @@ def place(pipe: Any, device: str | None) -> None:
     try:
         pipe.to(device)
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise HotshelfError(
             f"the pipeline does not fit on {device}: {first_line(error)}", hint="Free memory there, or load it in float16."
         ) from error

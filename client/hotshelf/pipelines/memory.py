@@ -1,7 +1,7 @@
-"""The in-memory tier: clean base components by content, shared by every pipeline of the process.
+"""The in-memory tier: clean components by content, shared by every pipeline of the process.
 
-The cache holds weights, not pipelines, so a clean base is a fact and not a procedure. Thread-safe: one build per base
-while others wait. What was used longest ago leaves first; a pipeline in use keeps its weights alive by itself.
+The cache holds weights, not pipelines, so a clean base is a fact and not a procedure. Thread-safe: one build per
+foundation while others wait. What was used longest ago leaves first; a pipeline in use keeps its weights alive by itself.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from hotshelf.pipelines import explanation, recipes
+from hotshelf.pipelines.adapters import Adapters
 from hotshelf.pipelines.files import Files
 from hotshelf.pipelines.sharing import weight_bytes
-from hotshelf_shared.digest import Digest, Revision
-from hotshelf_shared.errors import InvalidRequest
+from hotshelf_shared.digest import Digest
+from hotshelf_shared.errors import InvalidRequest, NotFound
 
 if TYPE_CHECKING:
     import torch
@@ -26,32 +28,32 @@ if TYPE_CHECKING:
     from hotshelf.pipelines.order import PipelineOrder
 
 DEFAULT_PIPELINES = 4
+DEFAULT_ADAPTER_BYTES = 1 << 30
 MAX_RECALLED = 256
 
 
 @dataclass(frozen=True, slots=True)
 class ComponentKey:
-    """What makes two components the same: content, class, dtype, device."""
+    """What makes two components the same: content, class, dtype, device, quantization."""
 
     digest: Digest
     class_name: str
     dtype: str | None
     device: str
-    variant: str | None
+    variant: str | None = None
+    quantization: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BaseKey:
-    """What makes two bases the same."""
+    """What makes two foundations the same: the key of their recipe, and where they are."""
 
-    revision: Revision
-    dtype: str | None
+    foundation: str
     device: str
-    variant: str | None
 
     @classmethod
     def of(cls, order: PipelineOrder, files: Files) -> BaseKey:
-        return cls(files.base.revision, order.dtype, order.base_device, order.variant)
+        return cls(recipes.foundation(order, files).key, order.base_device)
 
     def serves(self, order: PipelineOrder, files: Files) -> bool:
         """Whether the order may turn out to be for this base: what device ``auto`` is is known once torch is."""
@@ -65,20 +67,26 @@ class _Entry:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Base:
     """`leases` are held for as long as this is: the components may be mapped from the files."""
 
-    keys: tuple[ComponentKey, ...]
+    keys: Mapping[str, ComponentKey]
     leases: tuple[Lease, ...]
+    pinned: bool = False
 
 
 @dataclass(eq=False, slots=True)
 class PipelineCache:
-    """`max_bytes` bounds the weights kept, `max_pipelines` the number of base pipelines; None is no bound."""
+    """`max_bytes` bounds the weights kept, `max_pipelines` the number of base pipelines; None is no bound.
+
+    Adapters that were read once are kept beside them, up to `max_adapter_bytes`.
+    """
 
     max_bytes: int | None = None
     max_pipelines: int | None = DEFAULT_PIPELINES
+    max_adapter_bytes: int = DEFAULT_ADAPTER_BYTES
+    adapters: Adapters = field(init=False, repr=False)
     _entries: OrderedDict[ComponentKey, _Entry] = field(default_factory=OrderedDict, init=False, repr=False)
     _bases: OrderedDict[BaseKey, _Base] = field(default_factory=OrderedDict, init=False, repr=False)
     _recalled: OrderedDict[Any, Files] = field(default_factory=OrderedDict, init=False, repr=False)
@@ -86,10 +94,11 @@ class PipelineCache:
     _lock: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("max_bytes", "max_pipelines"):
+        for name in ("max_bytes", "max_pipelines", "max_adapter_bytes"):
             bound = getattr(self, name)
             if bound is not None and (isinstance(bound, bool) or not isinstance(bound, int) or bound < 0):
                 raise InvalidRequest(f"{name} is a number from 0 up or None, not {bound!r}")
+        self.adapters = Adapters(self.max_adapter_bytes)
 
     def get(self, key: ComponentKey) -> torch.nn.Module | None:
         with self._lock:
@@ -99,22 +108,79 @@ class PipelineCache:
             self._entries.move_to_end(key)
             return entry.module
 
-    def keep(self, base: BaseKey, modules: Mapping[ComponentKey, torch.nn.Module], leases: tuple[Lease, ...]) -> None:
-        """Keeps a base's clean components, together with the leases on the files they map."""
+    def parts(self, base: BaseKey) -> dict[str, torch.nn.Module] | None:
+        """All the components of a foundation; None when it is not in memory."""
         with self._lock:
-            for key, module in modules.items():
+            found = self._bases.get(base)
+            if found is None:
+                return None
+            self._bases.move_to_end(base)
+            return {name: self._entries[key].module for name, key in found.keys.items()}
+
+    def keep(
+        self,
+        base: BaseKey,
+        keys: Mapping[str, ComponentKey],
+        modules: Mapping[str, torch.nn.Module],
+        leases: tuple[Lease, ...],
+    ) -> None:
+        """Keeps a foundation's clean components, together with the leases on the files they map."""
+        with self._lock:
+            for name, key in keys.items():
                 if key not in self._entries:
-                    self._entries[key] = _Entry(module, weight_bytes(module))
+                    self._entries[key] = _Entry(modules[name], weight_bytes(modules[name]))
                 self._entries.move_to_end(key)
             if base not in self._bases:
-                self._bases[base] = _Base(tuple(modules), leases)
+                self._bases[base] = _Base(dict(keys), leases)
             self._bases.move_to_end(base)
             self._shrink()
 
-    def __contains__(self, base: BaseKey) -> bool:
-        """Whether all of a base's weights are in memory."""
+    # ---- what stays, what goes
+
+    def pin(self, pipe: Any) -> None:
+        """The weights that this pipeline was made from are not dropped until `unpin`. Raises NotFound when they are gone."""
+        self._pinned(pipe, pinned=True)
+
+    def unpin(self, pipe: Any) -> None:
+        self._pinned(pipe, pinned=False)
+
+    def _pinned(self, pipe: Any, *, pinned: bool) -> None:
         with self._lock:
-            return base in self._bases
+            found = self._bases.get(explanation.base_of(pipe))
+            if found is None:
+                raise NotFound("the weights of this pipeline are not in this cache", hint="Load it with cache=…, then pin.")
+            found.pinned = pinned
+            self._shrink()
+
+    def relieve(self, keep: BaseKey | None = None) -> bool:
+        """Memory is short: drops what was used longest ago and is neither pinned nor `keep`. False when nothing could go."""
+        with self._lock:
+            self.adapters.clear()
+            return self._drop_oldest(keep)
+
+    def clear(self) -> None:
+        """Drops everything, pinned or not."""
+        with self._lock:
+            self._entries.clear()
+            self._bases.clear()
+            self._recalled.clear()
+            self.adapters.clear()
+
+    def _shrink(self) -> None:
+        while self.max_pipelines is not None and len(self._bases) > self.max_pipelines and self._drop_oldest():
+            pass
+        while self.max_bytes is not None and self.bytes_held > self.max_bytes and self._drop_oldest():
+            pass
+
+    def _drop_oldest(self, keep: BaseKey | None = None) -> bool:
+        oldest = next((key for key, base in self._bases.items() if not base.pinned and key != keep), None)
+        if oldest is None:
+            return False
+        del self._bases[oldest]
+        used = {key for base in self._bases.values() for key in base.keys.values()}
+        for key in [key for key in self._entries if key not in used]:
+            del self._entries[key]
+        return True
 
     # ---- what a wish was answered with, for when nobody answers
 
@@ -131,12 +197,11 @@ class PipelineCache:
             files = self._recalled.get(wish)
             if files is None or not any(base.serves(order, files) for base in self._bases):
                 return None
-        paths = (files.base.path, *(lora.path for lora in files.loras))
-        return files if all(map(os.path.exists, paths)) else None
+        return files if all(map(os.path.exists, files.paths())) else None
 
     @contextmanager
     def building(self, base: BaseKey) -> Iterator[None]:
-        """One at a time per base: who comes later finds the result."""
+        """One at a time per foundation: who comes later finds the result."""
         with self._lock:
             turn = self._building.setdefault(base, _Turn())
             turn.waiting += 1
@@ -149,16 +214,14 @@ class PipelineCache:
                 if not turn.waiting:
                     self._building.pop(base, None)
 
-    def clear(self) -> None:
-        with self._lock:
-            self._entries.clear()
-            self._bases.clear()
-            self._recalled.clear()
-
     @property
     def bytes_held(self) -> int:
         with self._lock:
             return sum(entry.size for entry in self._entries.values())
+
+    def __contains__(self, base: BaseKey) -> bool:
+        with self._lock:
+            return base in self._bases
 
     def __len__(self) -> int:
         """The number of base pipelines."""
@@ -167,19 +230,6 @@ class PipelineCache:
 
     def __bool__(self) -> bool:
         return True  # an empty cache is still one
-
-    def _shrink(self) -> None:
-        while self.max_pipelines is not None and len(self._bases) > self.max_pipelines:
-            self._bases.popitem(last=False)
-        self._drop_unused()
-        while self.max_bytes is not None and self._bases and self.bytes_held > self.max_bytes:
-            self._bases.popitem(last=False)
-            self._drop_unused()
-
-    def _drop_unused(self) -> None:
-        used = {key for base in self._bases.values() for key in base.keys}
-        for key in [key for key in self._entries if key not in used]:
-            del self._entries[key]
 
 
 @dataclass(slots=True)

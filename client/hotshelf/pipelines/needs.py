@@ -18,8 +18,37 @@ INDEX = "model_index.json"
 WEIGHT_ENDINGS = (".safetensors", ".sft")
 _OTHER_FORMATS = ("bin", "msgpack", "h5", "onnx", "onnx_data", "onnx_data*", "xml", "ot", "ckpt", "pt", "pth", "gguf", "tflite")
 _WEIGHTS = ("model", "diffusion_pytorch_model")
+#: Everything that describes a pipeline, and nothing that holds its weights.
+CONFIGURATION = Patterns.parse(None, [f"*.{other}" for other in (*_OTHER_FORMATS, "safetensors", "sft")])
 #: Endings of classes that are saved without weights.
 _WEIGHTLESS = ("Tokenizer", "TokenizerFast", "Scheduler", "Processor", "FeatureExtractor", "ImageProcessorPil")
+
+
+def is_weights(path: str) -> bool:
+    return path.lower().endswith(WEIGHT_ENDINGS)
+
+
+def is_weightless(class_name: str) -> bool:
+    return class_name.endswith(_WEIGHTLESS)
+
+
+def check_weights_file(path: str) -> None:
+    """Raises UnsafeContent: what the daemon leaves out of a snapshot is not loaded from this machine either."""
+    if not is_weights(path):
+        raise UnsafeContent(
+            f"{path} is no safetensors file", hint="Convert it: other formats can execute when they are loaded."
+        )
+
+
+def check_config(source: str, single: str | None, config: str | None) -> None:
+    """A checkpoint in one file does not say what it is: that stands in a folder. Raises InvalidRequest."""
+    if single is not None and config is None:
+        raise InvalidRequest(
+            f"{source} is a single file: what its parts are is not in it",
+            hint="Give config=SOURCE, a folder with model_index.json and the configurations of this kind of model.",
+        )
+    if single is None and config is not None:
+        raise InvalidRequest(f"config={config!r} goes with a single-file checkpoint, and {source} is a folder")
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -43,7 +72,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 def no_pipeline(where: str) -> InvalidRequest:
     return InvalidRequest(
         f"{where} has no {INDEX}: it is no diffusers pipeline",
-        hint="Name the folder that save_pretrained wrote; a single-file checkpoint is not one.",
+        hint="Name the folder that save_pretrained wrote; for a single-file checkpoint name the file, and give config=….",
     )
 
 
@@ -60,7 +89,7 @@ def patterns(index: Mapping[str, Any], variant: str | None, plain: Collection[st
     """The patterns of what will be read. With a `variant`, `plain` names the components that are read without it."""
     allow, ignore = [INDEX], [f"*.{other}" for other in _OTHER_FORMATS]
     for name, (_, cls) in sorted(components(index).items()):
-        if variant is None or cls.endswith(_WEIGHTLESS):
+        if variant is None or is_weightless(cls):
             allow.append(f"{name}/*")
         else:
             allow += [f"{name}/*.json", f"{name}/*.{variant}.safetensors", f"{name}/*.{variant}-*.safetensors"]
@@ -71,10 +100,16 @@ def patterns(index: Mapping[str, Any], variant: str | None, plain: Collection[st
     return Patterns.parse(allow, ignore)
 
 
+def component_patterns(folder: str) -> Patterns:
+    """What of a component's folder will be read: configurations, and plain weights in safetensors."""
+    ignore = [*(f"*.{other}" for other in _OTHER_FORMATS), "*.*.safetensors", "*.*.sft"]
+    return Patterns.parse([f"{folder}/*"] if folder else None, ignore)
+
+
 def lacking(index: Mapping[str, Any], files: Collection[str]) -> list[str]:
     """The components that want weights and, in `files`, have none."""
-    wanting = [name for name, (_, cls) in components(index).items() if not cls.endswith(_WEIGHTLESS)]
-    return [n for n in wanting if not any(path.startswith(f"{n}/") and path.endswith(WEIGHT_ENDINGS) for path in files)]
+    wanting = [name for name, (_, cls) in components(index).items() if not is_weightless(cls)]
+    return [n for n in wanting if not any(path.startswith(f"{n}/") and is_weights(path) for path in files)]
 
 
 def refuse_code(folder: Path, files: Collection[str]) -> None:

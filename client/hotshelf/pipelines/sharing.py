@@ -75,6 +75,12 @@ def _marked(twin: T, tensor: torch.Tensor) -> T:
     return twin
 
 
+def mark_shared(tensors: Iterable[torch.Tensor]) -> None:
+    """Somebody else holds these tensors too: whoever writes into them owns them first."""
+    for tensor in tensors:
+        setattr(tensor, _SHARED, True)
+
+
 def own_weights(module: torch.nn.Module) -> None:
     """From now on the module's weights are only its own: called before anything writes into them."""
     _own((*module.parameters(), *module.buffers()))
