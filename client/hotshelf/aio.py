@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, Generic, TypeVar, overload
@@ -20,6 +20,8 @@ from hotshelf.client import Client
 from hotshelf.lease import Lease, Leases
 from hotshelf.transport import Channel, Transport
 from hotshelf_shared.errors import HotshelfError
+from hotshelf_shared.manifest import Manifest
+from hotshelf_shared.recipe import Recipe
 from hotshelf_shared.wire import Progress
 
 T = TypeVar("T")
@@ -94,6 +96,24 @@ class AsyncClient:
 
     async def transfers(self) -> list[dict[str, Any]]:
         return await self._run(Client.transfers)
+
+    async def has_blob(self, digest: str) -> bool:
+        return await self._run(lambda client: client.has_blob(digest))
+
+    async def put_blob(self, digest: str, path: str | os.PathLike[str], *, timeout: float = 600) -> bool:
+        return await self._run(lambda client: client.put_blob(digest, path, timeout=timeout))
+
+    async def put_pipeline(
+        self,
+        key: str,
+        recipe: Recipe | Mapping[str, Any],
+        manifest: Manifest | Mapping[str, Any],
+        build: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        return await self._run(lambda client: client.put_pipeline(key, recipe, manifest, build))
+
+    async def pipeline(self, key: str) -> dict[str, Any]:
+        return await self._run(lambda client: client.pipeline(key))
 
     async def pin(self, target: str) -> dict[str, Any]:
         return await self._run(lambda client: client.pin(target))

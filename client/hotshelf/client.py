@@ -9,13 +9,13 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, overload
 from urllib.parse import quote
 
-from hotshelf import embedded
+from hotshelf import embedded, handing
 from hotshelf.acquisition import Deadline, Globs, OnProgress, Wanted, compose, request
 from hotshelf.keeper import Keeper, free
 from hotshelf.lease import Lease, Leases
@@ -23,6 +23,8 @@ from hotshelf.ledger import Hold
 from hotshelf.transport import Transport, ask
 from hotshelf.unix import UnixTransport  # not on first use: a fork amid that import would hang the child on its lock
 from hotshelf_shared.errors import BadConfiguration, HotshelfError
+from hotshelf_shared.manifest import Manifest
+from hotshelf_shared.recipe import Recipe
 from hotshelf_shared.wire import LeaseAnswer
 
 DEFAULT_SOCKET = "/run/hotshelf/hotshelf.sock"
@@ -189,6 +191,33 @@ class Client:
 
     def transfers(self) -> list[dict[str, Any]]:
         return self._list("/v1/transfers", "transfers")
+
+    # ---- what a worker built
+
+    def has_blob(self, digest: str) -> bool:
+        """Whether the daemon holds these bytes; if so they stay for some minutes, to be bound."""
+        return handing.has_blob(self.transport, digest)
+
+    def put_blob(self, digest: str, path: str | os.PathLike[str], *, timeout: float = 600) -> bool:
+        """Hands a file in. False when it was held already. Raises IntegrityError when the file is not `digest`."""
+        return handing.put_blob(self.transport, digest, path, timeout=timeout)
+
+    def put_pipeline(
+        self,
+        key: str,
+        recipe: Recipe | Mapping[str, Any],
+        manifest: Manifest | Mapping[str, Any],
+        build: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Binds a tree of blobs that are held to the key of its recipe; what `pipeline` tells of it.
+
+        Raises MissingBlobs (``.details["missing"]``), Conflict when another tree was first, UnsafeContent.
+        """
+        return handing.put_pipeline(self.transport, key, recipe, manifest, build)
+
+    def pipeline(self, key: str) -> dict[str, Any]:
+        """A built pipeline that this process may lease as ``pipeline:KEY``. Raises NotFound."""
+        return handing.pipeline(self.transport, key)
 
     # ---- the operator's verbs
 

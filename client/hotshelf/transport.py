@@ -9,13 +9,23 @@ the deadline passes, the daemon's own problem when it says one.
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
-from hotshelf_shared.errors import DaemonUnavailable, HotshelfError, InvalidRequest, Timeout, from_problem
+from hotshelf_shared.errors import (
+    BY_CODE,
+    DaemonUnavailable,
+    HotshelfError,
+    InvalidRequest,
+    NotFound,
+    Timeout,
+    from_problem,
+)
 from hotshelf_shared.manifest import parse_json
+from hotshelf_shared.wire import CODE_HEADER
 
 #: The longest answer or NDJSON line that is read. The largest honest one is a lease on 50,000 files, some 10 MB.
 MAX_ANSWER_BYTES = 64 << 20
@@ -31,6 +41,12 @@ class Channel(Protocol):
 
     def events(self, method: str, path: str, body: object, *, deadline: float) -> Iterator[dict[str, Any]]:
         """One request, a stream of events of which the last is ``ready``; an ``error`` event is raised."""
+
+    def head(self, path: str, *, deadline: float) -> Mapping[str, str] | None:
+        """The headers, named in lower case, of what lies there; None when nothing does."""
+
+    def upload(self, path: str, fd: int, size: int, *, deadline: float) -> int:
+        """PUTs the first `size` bytes of a file; the status of a good answer. The daemon may answer before it has them."""
 
     def abort(self) -> None:
         """Ends the connection under whoever waits on it; callable from any thread."""
@@ -82,6 +98,18 @@ def read_answer(status: int, data: bytes, what: str) -> Any:
     raise HotshelfError(f"{what} was answered {status}, without saying why", hint=_SKEW)
 
 
+def check_head(status: int, headers: Mapping[str, str], what: str) -> Mapping[str, str] | None:
+    """What an answer without a body says: the headers, None for not found; else raises what its code stands for."""
+    if status < 400:
+        return headers
+    code = headers.get(CODE_HEADER.lower())
+    if code == NotFound.code:
+        return None
+    if code is not None:
+        raise from_problem({"code": code, "retryable": BY_CODE.get(code, HotshelfError).retryable})
+    raise HotshelfError(f"{what} was answered {status}, without saying why", hint=_SKEW)
+
+
 def read_events(lines: Iterable[bytes], what: str) -> Iterator[dict[str, Any]]:
     """The events of an NDJSON stream, up to and with ``ready``. A stream that just ends is a daemon that went away."""
     for line in lines:
@@ -101,12 +129,13 @@ def read_events(lines: Iterable[bytes], what: str) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the in-memory twin hands to its handler; `deadline` is what was left, in seconds."""
+    """What the in-memory twin hands to its handler; `left_s` is what was left until the deadline, `data` an upload."""
 
     method: str
     path: str
     body: Any
     left_s: float
+    data: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +145,7 @@ class Reply:
     body: object = None
     status: int = 200
     lines: Iterable[object] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class MemoryTransport:
@@ -146,6 +176,19 @@ class MemoryChannel:
             read_answer(reply.status, encode(reply.body) or b"", what)
         yield from read_events(self._lines(reply, deadline, what), what)
 
+    def head(self, path: str, *, deadline: float) -> Mapping[str, str] | None:
+        reply = self._send("HEAD", path, None, deadline)
+        headers = {name.lower(): value for name, value in reply.headers.items()}
+        return check_head(reply.status, headers, f"HEAD {path}")
+
+    def upload(self, path: str, fd: int, size: int, *, deadline: float) -> int:
+        data = os.pread(fd, size, 0)
+        if len(data) < size:
+            raise InvalidRequest(f"the file ended after {len(data):,} of {size:,} bytes")
+        reply = self._send("PUT", path, None, deadline, data)
+        read_answer(reply.status, encode(reply.body) or b"", f"PUT {path}")
+        return reply.status
+
     def _lines(self, reply: Reply, deadline: float, what: str) -> Iterator[bytes]:
         for line in reply.lines:
             if not self._open or not self._transport.up:
@@ -154,13 +197,13 @@ class MemoryChannel:
                 raise Timeout(f"{what} was not answered in time")
             yield line if isinstance(line, bytes) else encode(line) or b"null"
 
-    def _send(self, method: str, path: str, body: object, deadline: float) -> Reply:
+    def _send(self, method: str, path: str, body: object, deadline: float, data: bytes | None = None) -> Reply:
         if not self._open or not self._transport.up:
             raise DaemonUnavailable(f"the connection to {self._transport.address} is closed")
         left_s = deadline - time.monotonic()
         if left_s <= 0:
             raise Timeout(f"{method} {path} was not answered in time")
-        return self._transport.handler(Request(method, path, json.loads(encode(body) or b"null"), left_s))
+        return self._transport.handler(Request(method, path, json.loads(encode(body) or b"null"), left_s, data))
 
     def abort(self) -> None:
         self._open = False

@@ -7,19 +7,23 @@ where it would keep the daemon from noticing that the parent died.
 from __future__ import annotations
 
 import http.client
+import math
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Self
 
-from hotshelf.transport import MAX_ANSWER_BYTES, encode, read_answer, read_events
-from hotshelf_shared.errors import AccessDenied, BadConfiguration, DaemonUnavailable, HotshelfError, Timeout
-from hotshelf_shared.wire import JSON, NDJSON
+from hotshelf.transport import MAX_ANSWER_BYTES, check_head, encode, read_answer, read_events
+from hotshelf_shared.errors import AccessDenied, BadConfiguration, DaemonUnavailable, HotshelfError, InvalidRequest, Timeout
+from hotshelf_shared.wire import BYTES, JSON, NDJSON
 
 #: `sockaddr_un.sun_path` holds 108 bytes, the last of them NUL (unix(7)).
 MAX_SOCKET_PATH_BYTES = 107
+#: How long a daemon may take to say that it wants a body, or that it does not, before it is sent all the same.
+GO_AHEAD_S = 10.0
+SEND_BYTES = 1 << 20
 
 
 class UnixTransport:
@@ -79,6 +83,46 @@ class UnixChannel:
                 read_answer(response.status, _read(response), what)
         yield from read_events(self._lines(response, what), what)
 
+    def head(self, path: str, *, deadline: float) -> Mapping[str, str] | None:
+        what = f"HEAD {path}"
+        with self._translated(what):
+            response = self._send("HEAD", path, None, deadline, accept=JSON)
+            response.read()
+            return check_head(response.status, {name.lower(): value for name, value in response.getheaders()}, what)
+
+    def upload(self, path: str, fd: int, size: int, *, deadline: float) -> int:
+        what = f"PUT {path}"
+        with self._translated(what):
+            self._socket.deadline = deadline
+            self._http.putrequest("PUT", path, skip_accept_encoding=True)
+            for name, value in (("Content-Type", BYTES), ("Content-Length", str(size)), ("Expect", "100-continue")):
+                self._http.putheader(name, value)
+            self._http.endheaders()
+            with suppress(BrokenPipeError, ConnectionResetError):  # refused half-way: the answer says why
+                if self._is_awaited():
+                    self._pour(fd, size)
+            response = self._http.getresponse()
+            read_answer(response.status, _read(response), what)
+            return response.status
+
+    def _is_awaited(self) -> bool:
+        """Whether the body is to be sent: the daemon said so, or says nothing. A refusal is left for `getresponse`."""
+        self._socket.arm(GO_AHEAD_S)
+        try:
+            said = self._socket.recv(64, socket.MSG_PEEK)
+        except TimeoutError:
+            return True
+        return b" 100 " in said[:16]
+
+    def _pour(self, fd: int, size: int) -> None:
+        buffer, at = memoryview(bytearray(min(SEND_BYTES, size))), 0
+        while at < size:
+            got = os.preadv(fd, [buffer[: size - at]], at)
+            if not got:
+                raise InvalidRequest(f"the file ended after {at:,} of {size:,} bytes", hint="It was changed while it was sent.")
+            self._socket.sendall(buffer[:got])
+            at += got
+
     def _lines(self, response: http.client.HTTPResponse, what: str) -> Iterator[bytes]:
         while True:
             with self._translated(what):
@@ -134,11 +178,11 @@ class _DeadlineSocket(socket.socket):
 
     deadline = 0.0
 
-    def arm(self) -> None:
+    def arm(self, most_s: float = math.inf) -> None:
         left_s = self.deadline - time.monotonic()
         if left_s <= 0:
             raise TimeoutError("the deadline passed")
-        self.settimeout(left_s)
+        self.settimeout(min(left_s, most_s))
 
     def recv_into(self, *args: Any) -> int:
         self.arm()

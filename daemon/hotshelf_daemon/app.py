@@ -14,7 +14,18 @@ from importlib.metadata import PackageNotFoundError, version
 from aiohttp import web
 
 from hotshelf_daemon import janitor, probes, server
-from hotshelf_daemon.acquire import Desk, Freshness, Keeping, Leasing, Names, Preparer
+from hotshelf_daemon.acquire import (
+    Binder,
+    Desk,
+    Freshness,
+    HandIns,
+    Keeping,
+    Leasing,
+    Names,
+    Pipelines,
+    Preparer,
+    Published,
+)
 from hotshelf_daemon.config import Settings
 from hotshelf_daemon.index import Index, Unreadable
 from hotshelf_daemon.ingest import Ingests
@@ -104,20 +115,26 @@ async def running(shelf: Shelf, stopping: asyncio.Event | None = None) -> AsyncI
 
     names = Names(settings)
     ingests = Ingests(shelf)
-    preparer = Preparer(shelf, Directory(settings, decorated), ingests)
+    published = Published(shelf, Directory(settings.hasty(), lambda origin: Counting(origin, metrics)))
+    pipelines = Pipelines(shelf, published)
+    preparer = Preparer(shelf, Directory(settings, decorated), ingests, pipelines)
     freshness = Freshness(shelf, preparer)
     leasing = Leasing(shelf)
     keeping = Keeping(shelf, names, preparer)
+    hand_ins = HandIns(shelf, preparer, ingests.receiver)
+    binder = Binder(shelf, names, pipelines, hand_ins, version=hotshelf_version(), on_bound=lambda: None)
     calls = server.Calls(
         shelf=shelf,
-        desk=Desk(shelf, names, preparer, freshness, leasing),
+        desk=Desk(shelf, names, preparer, freshness, leasing, pipelines=pipelines),
         leasing=leasing,
         keeping=keeping,
+        handing=server.Handing(hand_ins, binder, pipelines),
         version=hotshelf_version(),
         began=time.monotonic(),
         keepers={},
     )
     await leasing.resume()
+    hand_ins.resume()
     await keeping.pin_configured(name for name, model in settings.names.items() if model.pin)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(ingests.drain)
@@ -125,7 +142,7 @@ async def running(shelf: Shelf, stopping: asyncio.Event | None = None) -> AsyncI
         listening = await stack.enter_async_context(_unix(calls, settings))
         if settings.listen:
             await stack.enter_async_context(_tcp(shelf))
-        sweeping = asyncio.create_task(janitor.run(shelf, leasing, preparer, calls.keepers))
+        sweeping = asyncio.create_task(janitor.run(shelf, leasing, hand_ins, preparer, calls.keepers))
         stack.callback(sweeping.cancel)
         if settings.idle_exit_s is not None and stopping is not None:
             watching = asyncio.create_task(janitor.stop_when_idle(listening, settings.idle_exit_s, stopping))

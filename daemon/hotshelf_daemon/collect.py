@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from hotshelf_daemon import plan
-from hotshelf_daemon.index import blobs, ingests, journal, leases, snapshots
+from hotshelf_daemon.index import blobs, handed_in, ingests, journal, leases, pipelines, snapshots
 from hotshelf_daemon.plan import Eviction, HeldSnapshot, Holdings
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import blobs as files
+from hotshelf_daemon.store import pipelines as folders
 from hotshelf_daemon.store import trees
 from hotshelf_shared.digest import Digest, Revision
 from hotshelf_shared.errors import InUse
@@ -53,7 +55,7 @@ def take_stock(db: sqlite3.Connection, sums: Holdings, active: frozenset[str]) -
             HeldSnapshot(Revision(revision), last_grant, frozenset(trees_of.get(revision, ())), revision in rooted)
             for revision, last_grant in map(tuple, rows)
         ),
-        wanted=frozenset(Digest(digest) for (digest,) in db.execute("SELECT digest FROM wanted_blobs")),
+        wanted=frozenset(Digest(digest) for (digest,) in db.execute("SELECT digest FROM wanted_blobs")) | handed_in.digests(db),
         abandoned={row.id: row.size for row in ingests.everything(db) if row.id not in active},
     )
 
@@ -64,28 +66,38 @@ async def apply(shelf: Shelf, chosen: Eviction, reason: str) -> None:
         await asyncio.shield(asyncio.create_task(_carry_out(shelf, chosen, reason)))
 
 
+@dataclass(frozen=True, slots=True)
+class _Gone:
+    """The snapshots that really go, the wishes that named them, the keys of pipelines that they were."""
+
+    snapshots: list[Revision]
+    wishes: list[str]
+    keys: list[str]
+
+
 async def _carry_out(shelf: Shelf, chosen: Eviction, reason: str) -> None:
-    gone, wishes = await shelf.index.write(lambda db: _take(db, chosen, reason), durable=True)
-    await asyncio.to_thread(_remove_files, shelf, gone, chosen, wishes)
+    gone = await shelf.index.write(lambda db: _take(db, chosen, reason), durable=True)
+    await asyncio.to_thread(_remove_files, shelf, gone, chosen)
     await finish_deletions(shelf)
-    if gone:
-        shelf.metrics.evictions.labels(reason).inc(len(gone))
+    if gone.snapshots:
+        shelf.metrics.evictions.labels(reason).inc(len(gone.snapshots))
 
 
-def _take(db: sqlite3.Connection, chosen: Eviction, reason: str) -> tuple[list[Revision], list[str]]:
-    """The snapshots that really go (nothing holds them at this moment) and the wishes that named them."""
-    gone, wishes = [], []
+def _take(db: sqlite3.Connection, chosen: Eviction, reason: str) -> _Gone:
+    """Takes the rows of what nothing holds at this moment."""
+    gone = _Gone([], [], [])
     for revision in chosen.snapshots:
         if _is_held(db, revision):
             continue
         (size,) = db.execute("SELECT bytes FROM snapshots WHERE revision = ?", (revision,)).fetchone() or (0,)
-        wishes += snapshots.drop_refs_to(db, revision)
+        gone.keys.extend(keys := pipelines.of_revision(db, revision))
+        gone.wishes.extend(snapshots.drop_refs_to(db, revision) + pipelines.drop(db, keys))
         snapshots.remove(db, revision)
         journal.eviction(db, revision, size, reason)
-        gone.append(revision)
+        gone.snapshots.append(revision)
     blobs.mark_deleting(db, [digest for digest in chosen.blobs if not _is_claimed(db, digest)])
     ingests.close(db, chosen.ingests)
-    return gone, wishes
+    return gone
 
 
 def _is_held(db: sqlite3.Connection, revision: Revision) -> bool:
@@ -95,13 +107,15 @@ def _is_held(db: sqlite3.Connection, revision: Revision) -> bool:
 
 def _is_claimed(db: sqlite3.Connection, digest: Digest) -> bool:
     query = "SELECT EXISTS (SELECT 1 FROM files WHERE digest = ?1) OR EXISTS (SELECT 1 FROM wanted_blobs WHERE digest = ?1)"
-    return bool(db.execute(query, (digest,)).fetchone()[0])
+    return bool(db.execute(query, (digest,)).fetchone()[0]) or handed_in.is_held(db, digest)
 
 
-def _remove_files(shelf: Shelf, gone: Iterable[Revision], chosen: Eviction, wishes: Iterable[str]) -> None:
-    for revision in gone:
+def _remove_files(shelf: Shelf, gone: _Gone, chosen: Eviction) -> None:
+    for key in gone.keys:
+        folders.remove(shelf.layout, key)
+    for revision in gone.snapshots:
         trees.forget(shelf.layout, revision)
-    for wish in wishes:
+    for wish in gone.wishes:
         trees.drop_record(shelf.layout, "refs", f"{wish}.json")
     for ingest in chosen.ingests:
         files.drop_ingest(shelf.layout, ingest)

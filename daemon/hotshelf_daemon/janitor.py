@@ -1,4 +1,4 @@
-"""What must happen without anybody asking: leases end, interrupted downloads are dropped, history is trimmed."""
+"""What must happen without anybody asking: leases and hand-ins end, interrupted downloads are dropped, history is trimmed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from hotshelf_daemon.acquire import Leasing, Preparer
+from hotshelf_daemon.acquire import HandIns, Leasing, Preparer
 from hotshelf_daemon.index import ingests, journal
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import blobs as files
@@ -19,7 +19,7 @@ SWEEP_S = 60.0
 Keepers = dict[asyncio.BaseTransport, tuple[int, str]]
 
 
-async def run(shelf: Shelf, leasing: Leasing, preparer: Preparer, keepers: Keepers) -> None:
+async def run(shelf: Shelf, leasing: Leasing, hand_ins: HandIns, preparer: Preparer, keepers: Keepers) -> None:
     """Runs until it is cancelled. A tick that fails (a full disk, say) is logged and the next one tries again."""
     swept = time.monotonic()
     while True:
@@ -27,6 +27,7 @@ async def run(shelf: Shelf, leasing: Leasing, preparer: Preparer, keepers: Keepe
         try:
             notice_gone(leasing, keepers)
             await leasing.expire()
+            await hand_ins.expire()
             await shelf.index.checkpoint()
             if time.monotonic() - swept >= SWEEP_S:
                 swept = time.monotonic()

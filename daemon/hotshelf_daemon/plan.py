@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from hotshelf_daemon.objects import OriginObject
+from hotshelf_shared.built import Built
 from hotshelf_shared.digest import Digest, Revision
 from hotshelf_shared.errors import InsufficientSpace, TooLarge
 from hotshelf_shared.wire import Skipped
@@ -38,6 +39,8 @@ class Resolution:
     kind: str
     published: bool
     wish: str
+    #: What a pipeline's published document says it is: bound when its files are here.
+    built: Built | None = None
 
     @cached_property
     def id(self) -> str:
@@ -95,7 +98,7 @@ class HeldSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """Everything that is held, in bytes. `wanted` are blobs that acquires under way count on."""
+    """Everything that is held, in bytes. `wanted` are blobs that acquires under way or workers handing in count on."""
 
     budget: int
     held: int
@@ -159,7 +162,7 @@ def _no_room(shelf: Holdings, need: int, lacking: int, holders: Sequence[Mapping
     )
     return InsufficientSpace(
         f"it needs {need:,} bytes; {lacking:,} are lacking of a budget of {shelf.budget:,}"
-        f" ({shelf.free:,} free on the disk): {named or 'downloads under way hold the rest'}",
+        f" ({shelf.free:,} free on the disk): {named or 'downloads and hand-ins under way hold the rest'}",
         need_bytes=need,
         lacking_bytes=lacking,
         budget_bytes=shelf.budget,

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import dataclass, field
 
 from hotshelf_daemon.config import Settings, share_of
@@ -37,3 +38,11 @@ class Shelf:
             return budget
         reserve = share_of(self.settings.reserve, room.total_bytes)
         return max(0, min(share_of(budget, room.total_bytes), held + room.free_bytes - reserve))
+
+    def trusts(self, uid: int) -> bool:
+        """Whether what this uid built is served to everybody.
+
+        The daemon's own uid always is: it could write the store itself. So is root, unless the operator lists others.
+        """
+        listed = self.settings.trusted_uids
+        return uid == os.geteuid() or uid in ([0] if listed is None else listed)

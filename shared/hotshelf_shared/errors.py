@@ -95,6 +95,27 @@ class InUse(HotshelfError):
     default_hint = "Wait for the holders to let go, or unpin it first."
 
 
+class Conflict(HotshelfError):
+    """Something else already has that name."""
+
+    code, status, exit_code = "conflict", 409, 1
+    default_hint = "The first one stays until it is evicted; use it, or evict it first."
+
+
+class MissingBlobs(HotshelfError):
+    """Not every blob that it names is held."""
+
+    code, status, exit_code = "missing_blobs", 409, 1
+    default_hint = "Hand the listed blobs in with PUT /v1/blobs/{digest}, then send this again."
+
+
+class Busy(HotshelfError):
+    """Too much of this is under way at once."""
+
+    code, status, exit_code, retryable = "busy", 429, 75, True
+    default_hint = "Send it again in a moment."
+
+
 class BadConfiguration(HotshelfError):
     """The configuration cannot be used."""
 
@@ -171,6 +192,9 @@ BY_CODE: dict[str, type[HotshelfError]] = {
         NotFound,
         AccessDenied,
         InUse,
+        Conflict,
+        MissingBlobs,
+        Busy,
         BadConfiguration,
         OriginUnavailable,
         IntegrityError,

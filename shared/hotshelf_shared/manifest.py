@@ -104,7 +104,11 @@ class Manifest(Mapping[str, FileEntry]):
         """From canonical JSON. Raises IntegrityError (or TooLarge): a manifest is content, and this one is broken."""
         if len(data) > MAX_MANIFEST_BYTES:
             raise TooLarge(f"a manifest of {len(data):,} bytes; {MAX_MANIFEST_BYTES:,} is the most")
-        body = parse_json(data, "the manifest", IntegrityError)
+        return cls.of_json(parse_json(data, "the manifest", IntegrityError))
+
+    @classmethod
+    def of_json(cls, body: Any) -> Self:
+        """As `parse`, from JSON that is read already."""
         if not isinstance(body, dict) or body.get("version") != FORMAT_VERSION or not isinstance(body.get("files"), dict):
             raise IntegrityError("the manifest is not {version: 1, files: {…}}")
         try:
@@ -112,11 +116,13 @@ class Manifest(Mapping[str, FileEntry]):
         except InvalidRequest as error:
             raise IntegrityError(f"the manifest is unusable: {error.message}") from error
 
+    def to_json(self) -> dict[str, Any]:
+        files = {path: {"digest": str(e.digest), "size": e.size} for path, e in self.files.items()}
+        return {"files": files, "version": FORMAT_VERSION}
+
     def canonical(self) -> bytes:
         """UTF-8 JSON, keys sorted, no white space: the bytes whose digest is the revision."""
-        files = {path: {"digest": str(e.digest), "size": e.size} for path, e in self.files.items()}
-        body = {"files": files, "version": FORMAT_VERSION}
-        return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        return json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
     @cached_property
     def revision(self) -> Revision:

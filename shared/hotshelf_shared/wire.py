@@ -31,6 +31,10 @@ MAX_TIMEOUT_S = 86_400.0
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 PROBLEM_JSON = "application/problem+json"
+BYTES = "application/octet-stream"
+#: A held blob's bytes, in the answer to HEAD; and a problem's code, for answers that have no body.
+SIZE_HEADER = "X-Hotshelf-Size"
+CODE_HEADER = "X-Hotshelf-Code"
 
 
 @dataclass(frozen=True, slots=True)

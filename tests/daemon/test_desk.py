@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hotshelf_daemon.acquire import Desk, Freshness, Gauge, Leasing, Names, Peer, Preparer
+from hotshelf_daemon.acquire import Desk, Freshness, Gauge, Leasing, Names, Peer, Pipelines, Preparer, Published
 from hotshelf_daemon.config import Settings
 from hotshelf_daemon.index import Index, leases
 from hotshelf_daemon.ingest import Ingests
@@ -48,10 +48,14 @@ class House:
         self.shelf = Shelf(self.settings, self.layout, self.index, Metrics("test"))
         self.origin = MemoryOrigin()
         self.ingests = Ingests(self.shelf)
-        self.preparer = Preparer(self.shelf, OneOrigin(self.origin), self.ingests)  # type: ignore[arg-type]
+        directory: Any = OneOrigin(self.origin)
+        pipelines = Pipelines(self.shelf, Published(self.shelf, directory))
+        self.preparer = Preparer(self.shelf, directory, self.ingests, pipelines)
         self.leasing = Leasing(self.shelf)
         names = Names(self.settings)
-        self.desk = Desk(self.shelf, names, self.preparer, Freshness(self.shelf, self.preparer), self.leasing)
+        self.desk = Desk(
+            self.shelf, names, self.preparer, Freshness(self.shelf, self.preparer), self.leasing, pipelines=pipelines
+        )
 
     async def acquire(self, source: str) -> LeaseAnswer:
         (answer,) = await self.desk.acquire(AcquireRequest((Wish(Source.parse(source)),)), PEER, Gauge(source))

@@ -1,11 +1,21 @@
-"""The use cases, a verb each: `Desk` acquires, `Leasing` keeps leases, `Keeping` is the operator's, `Freshness` nobody's."""
+"""The use cases, a verb each: `Desk` acquires, `Leasing` keeps leases, `Keeping` is the operator's, `Freshness` nobody's.
 
+`HandIns` takes bytes from workers, `Binder` makes pipelines of them, `Pipelines` says who may have which.
+"""
+
+from hotshelf_daemon.acquire.binding import Binder
 from hotshelf_daemon.acquire.desk import Desk
 from hotshelf_daemon.acquire.freshness import Freshness
 from hotshelf_daemon.acquire.gauge import Gauge
+from hotshelf_daemon.acquire.handing import HandIns
 from hotshelf_daemon.acquire.keeping import Keeping
 from hotshelf_daemon.acquire.leasing import Leasing, Peer
 from hotshelf_daemon.acquire.names import Names, Want
+from hotshelf_daemon.acquire.pipelines import Pipelines
 from hotshelf_daemon.acquire.prepare import Preparer
+from hotshelf_daemon.acquire.published import Published
 
-__all__ = ["Desk", "Freshness", "Gauge", "Keeping", "Leasing", "Names", "Peer", "Preparer", "Want"]
+__all__ = [
+    "Binder", "Desk", "Freshness", "Gauge", "HandIns", "Keeping", "Leasing", "Names", "Peer", "Pipelines", "Preparer",
+    "Published", "Want",
+]  # fmt: skip

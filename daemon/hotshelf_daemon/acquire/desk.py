@@ -16,6 +16,7 @@ from hotshelf_daemon.acquire.freshness import Freshness
 from hotshelf_daemon.acquire.gauge import Gauge
 from hotshelf_daemon.acquire.leasing import Holder, Leasing, Peer
 from hotshelf_daemon.acquire.names import Names, Want
+from hotshelf_daemon.acquire.pipelines import Pipelines, is_pipeline
 from hotshelf_daemon.acquire.prepare import Preparer
 from hotshelf_daemon.flights import first_failure
 from hotshelf_daemon.index import journal, snapshots
@@ -29,8 +30,18 @@ from hotshelf_shared.wire import AcquireRequest, LeaseAnswer
 
 
 class Desk:
-    def __init__(self, shelf: Shelf, names: Names, preparer: Preparer, freshness: Freshness, leasing: Leasing) -> None:
+    def __init__(
+        self,
+        shelf: Shelf,
+        names: Names,
+        preparer: Preparer,
+        freshness: Freshness,
+        leasing: Leasing,
+        *,
+        pipelines: Pipelines,
+    ) -> None:
         self._shelf = shelf
+        self._pipelines = pipelines
         self._leasing = leasing
         self._names = names
         self._preparer = preparer
@@ -84,7 +95,7 @@ class Desk:
                     raise
 
     async def _hit(self, wants: Sequence[Want], holder: Holder) -> list[LeaseAnswer] | None:
-        refs = [ref for ref in self._held(wants) if ref is not None]
+        refs = [ref for ref in self._held(wants, holder.peer.uid) if ref is not None]
         if len(refs) < len(wants):
             return None
         granted = await self._leasing.grant(refs, wants, holder)
@@ -102,33 +113,38 @@ class Desk:
             return await self._join(wants, holder, gauge)
 
     async def _join(self, wants: Sequence[Want], holder: Holder, gauge: Gauge) -> tuple[str, list[LeaseAnswer]]:
-        refs = self._held(wants)
+        refs = self._held(wants, holder.peer.uid)
         cold = [want for want, ref in zip(wants, refs, strict=True) if ref is None]
         with self._preparer.at_work(cold) as joined:
             return "coalesced" if joined else "miss", await self._fetch(wants, refs, holder, gauge)
 
-    def _held(self, wants: Iterable[Want]) -> list[RefRow | None]:
-        """The ref of each want whose snapshot is ready, else None."""
-        refs = self._shelf.index.read(lambda db: [self._ready(db, want) for want in wants])
+    def _held(self, wants: Iterable[Want], uid: int) -> list[RefRow | None]:
+        """The ref of each want whose snapshot is ready, and which this uid may have, else None."""
+        refs = self._shelf.index.read(lambda db: [self._ready(db, want, uid) for want in wants])
         # One lstat a hit: a directory that somebody removed by hand is a miss, and is laid out anew.
         return [ref if ref is not None and trees.is_there(self._shelf.layout, ref.revision) else None for ref in refs]
 
-    def _ready(self, db: sqlite3.Connection, want: Want) -> RefRow | None:
+    def _ready(self, db: sqlite3.Connection, want: Want, uid: int) -> RefRow | None:
         ref = snapshots.ready_ref(db, want.key)
         if ref is None and (unpinned := self._names.unpinned(want)) is not None:
             # What the unpinned source stands for now is this very revision: nothing to ask the origin for.
             ref = snapshots.ready_ref(db, unpinned.key)
             ref = ref if ref is not None and ref.revision == want.source.pinned else None
+        if ref is not None and is_pipeline(want) and not self._pipelines.answers(db, want, ref, uid=uid):
+            return None
         return ref
 
     async def _fetch(
         self, wants: Sequence[Want], refs: Sequence[RefRow | None], holder: Holder, gauge: Gauge
     ) -> list[LeaseAnswer]:
-        resolutions = await self._resolve([w for w, r in zip(wants, refs, strict=True) if r is None])
+        cold = [want for want, ref in zip(wants, refs, strict=True) if ref is None]
+        await self._pipelines.admit(cold, uid=holder.peer.uid)
+        resolutions = await self._resolve(cold)
         rows = self._leasing.rows(wants, refs, resolutions, holder)
         try:
             rows = await self._leasing.hold(rows, resolutions)
             settled = await self._bring(wants, refs, resolutions, gauge)
+            self._pipelines.check(wants, settled, uid=holder.peer.uid)
             opened = [replace(row, revision=ref.revision, resolution=None) for row, ref in zip(rows, settled, strict=True)]
             await self._leasing.settle(opened)
         except BaseException:

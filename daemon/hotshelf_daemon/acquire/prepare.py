@@ -18,6 +18,7 @@ from hotshelf_daemon import collect, plan, policy
 from hotshelf_daemon.acquire import resolve
 from hotshelf_daemon.acquire.gauge import Gauge
 from hotshelf_daemon.acquire.names import Want
+from hotshelf_daemon.acquire.pipelines import Pipelines, is_pipeline
 from hotshelf_daemon.flights import Flights, first_failure
 from hotshelf_daemon.index import blobs, ingests, snapshots
 from hotshelf_daemon.index.snapshots import RefRow
@@ -28,7 +29,7 @@ from hotshelf_daemon.plan import Missing, Resolution
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import blobs as files
 from hotshelf_shared.digest import Digest
-from hotshelf_shared.errors import HotshelfError, IntegrityError
+from hotshelf_shared.errors import Conflict, HotshelfError, IntegrityError, UnsafeContent
 from hotshelf_shared.manifest import FileEntry, Manifest
 from hotshelf_shared.wire import Skipped
 
@@ -38,9 +39,10 @@ ROUNDS = 3
 
 
 class Preparer:
-    def __init__(self, shelf: Shelf, directory: Directory, ingests_: Ingests) -> None:
+    def __init__(self, shelf: Shelf, directory: Directory, ingests_: Ingests, pipelines: Pipelines) -> None:
         self._shelf = shelf
         self._directory = directory
+        self._pipelines = pipelines
         self._ingests = ingests_
         self._resolving: Flights[Resolution] = Flights()
         self._preparing: Flights[RefRow] = Flights()
@@ -57,6 +59,8 @@ class Preparer:
         return await self._resolving.join(want.key, lambda: self._resolve(want))
 
     async def _resolve(self, want: Want) -> Resolution:
+        if is_pipeline(want):
+            return await self._pipelines.resolve(want)
         origin = self._directory.origin_of(want.source)
         found = await asyncio.get_running_loop().run_in_executor(self._threads, resolve.find, origin, want)
         keys = [] if found.published else [file.object.key for file in found.files]
@@ -139,7 +143,10 @@ class Preparer:
                 await self._check_documents(want, tree)
                 gauge.enter("commit")
                 try:
-                    await materialize(self._shelf, tree, ref, resolution=resolution.id)
+                    binding = self._pipelines.binding(resolution)
+                    await materialize(self._shelf, tree, ref, resolution=resolution.id, binding=binding)
+                except Conflict as conflict:
+                    raise Changed(f"{want.source} was bound here meanwhile") from conflict
                 except BlobsGone as gone:
                     log.warning("blobs went away before their snapshot was made", extra={"count": len(gone.digests)})
                     continue
@@ -154,12 +161,17 @@ class Preparer:
         """Every file's content, by path: what is held as it is, the rest through ingest, the largest first."""
         sizes = self._shelf.index.read(lambda db: blobs.sizes(db, [f.digest for f in resolution.files if f.digest]))
         unsafe = self._shelf.index.read(blobs.unsafe)
-        origin = self._directory.origin_of(want.source)
         items = plan.missing([resolution], sizes)
         brought: dict[tuple[str, ...], Brought] = {}
 
         async def one(item: Missing) -> None:
-            order = Order(item, origin, resolution.id, allow_pickle=want.policy.allow_pickle, prefetch=prefetch)
+            order = Order(
+                item,
+                self._directory.origin_of(want.source),
+                resolution.id,
+                allow_pickle=want.policy.allow_pickle,
+                prefetch=prefetch,
+            )
             brought[item.key] = await self._ingests.bring(order)
 
         try:
@@ -189,6 +201,8 @@ class Preparer:
             entries[file.path] = FileEntry(fact.digest, fact.size)
         policy.check_weights_left(want.source, entries, skipped)
         tree = Manifest.of(entries)
+        if resolution.built is not None and tree.revision != resolution.built.revision:
+            raise UnsafeContent(f"{want.source} holds files that execute: {', '.join(skip.path for skip in skipped)[:200]}")
         pinned = want.source.pinned
         if pinned is not None and not resolution.published and tree.revision != pinned:
             raise IntegrityError(

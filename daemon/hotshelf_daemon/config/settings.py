@@ -109,8 +109,22 @@ class BundleSettings(Frozen):
 
 
 class PublishSettings(Frozen):
+    """`s3://BUCKET/PREFIX` through which nodes share what trusted workers built; None keeps it on this shelf."""
+
     pipelines: str | None = None
     bundles: str | None = None
+
+    @field_validator("pipelines", "bundles")
+    @classmethod
+    def _is_a_folder_of_a_bucket(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                source = Source.parse(value)
+            except HotshelfError as error:
+                raise ValueError(error.message) from error
+            if source.kind != "s3" or source.pinned:
+                raise ValueError("must be s3://BUCKET/PREFIX")
+        return value
 
 
 class PrefetchSettings(Frozen):
@@ -143,7 +157,8 @@ class Settings(Frozen):
     socket_gids: list[int] | None = None
     #: Uids that may evict, unpin, roll back, collect and verify; None is the daemon's own uid and root.
     admin_uids: list[int] | None = None
-    trusted_uids: list[int] = []
+    #: Uids whose built pipelines are served to everybody; None is root. The daemon's own uid always is one of them.
+    trusted_uids: list[int] | None = None
     #: HOST:PORT of /livez, /readyz and /metrics; empty switches it off.
     listen: str = "127.0.0.1:9464"
     page_listen: str = "127.0.0.1:9465"
@@ -162,6 +177,13 @@ class Settings(Frozen):
     #: An interrupted download that nobody resumes is dropped after this.
     ingest_keep_s: Seconds = 86_400
     max_connections: int = Field(default=1_024, ge=1)
+    #: A blob that a worker handed in waits this long to be bound; asking for it starts the time anew.
+    handin_keep_s: Seconds = 900
+    #: A worker that hands in and brings nothing for this long is given up.
+    handin_idle_s: Seconds = 60
+    #: Blobs being handed in at once, of everybody and of one uid.
+    max_handins: int = Field(default=16, ge=1, le=256)
+    max_handins_per_uid: int = Field(default=8, ge=1, le=256)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     index: IndexSettings = IndexSettings()
     origins: dict[str, OriginSettings] = {}
@@ -207,6 +229,11 @@ class Settings(Frozen):
     def names(self) -> dict[str, ModelSettings]:
         """Every bare name: models and loras; a model wins over a LoRA of the same name."""
         return {**self.loras, **self.models}
+
+    def hasty(self) -> Settings:
+        """The same, for origins whose answer nobody can wait for."""
+        fetch = self.fetch.model_copy(update={"connect_timeout_s": 1.0, "idle_timeout_s": 2.0, "attempts": 1})
+        return self.model_copy(update={"fetch": fetch})
 
     def secrets(self) -> frozenset[str]:
         """Every secret value, for the log's redaction."""

@@ -12,6 +12,9 @@ from hotshelf_daemon.objects import OriginObject
 from hotshelf_daemon.states import IngestEvent, IngestState, next_ingest_state
 from hotshelf_shared.digest import Digest
 
+#: What stands as the origin of bytes that a worker hands in. Their row expects no digest: no download may join them.
+HANDED_IN = "hand-in"
+
 
 @dataclass(frozen=True, slots=True)
 class IngestRow:
@@ -103,7 +106,8 @@ def forget_journal(db: sqlite3.Connection, id_: str) -> None:
 
 
 def interrupt_all(db: sqlite3.Connection) -> None:
-    """At start: whatever was under way when the last daemon died waits to be resumed."""
+    """At start: whatever was under way when the last daemon died waits to be resumed; only a worker's bytes cannot be."""
+    close(db, [row.id for row in everything(db) if row.origin == HANDED_IN])
     for row in everything(db):
         if row.state in (IngestState.FETCHING, IngestState.VERIFYING):
             advance(db, row.id, IngestEvent.INTERRUPT)

@@ -28,6 +28,13 @@ def m002_create_the_views(db: Database) -> None:
         db.execute(f"CREATE VIEW {name} AS {select}")
 
 
+@migrations()
+def m003_add_pipelines_and_hand_ins(db: Database) -> None:
+    """What is known of a pipeline beside its key; who else built the same; blobs that wait to be bound."""
+    for statement in _M003.split(";\n\n"):
+        db.execute(statement)
+
+
 _TABLES = """
 CREATE TABLE blobs (
     digest TEXT PRIMARY KEY, size INTEGER NOT NULL, committed_at REAL NOT NULL, verified_at REAL NOT NULL,
@@ -164,6 +171,41 @@ _VIEWS = {
         UNION ALL
         SELECT 'never used again', s.revision, s.bytes FROM snapshots s WHERE s.uses <= 1""",
 }
+
+
+_M003 = """
+ALTER TABLE pipelines ADD COLUMN build TEXT NOT NULL DEFAULT '{}';
+
+ALTER TABLE pipelines ADD COLUMN hotshelf TEXT NOT NULL DEFAULT '';
+
+ALTER TABLE pipelines ADD COLUMN published_to TEXT;
+
+CREATE INDEX pipelines_by_revision ON pipelines (revision);
+
+CREATE TABLE pipeline_builders (
+    key TEXT NOT NULL, uid INTEGER NOT NULL, PRIMARY KEY (key, uid)
+) WITHOUT ROWID;
+
+CREATE TABLE handed_in (
+    digest TEXT NOT NULL, uid INTEGER NOT NULL, at REAL NOT NULL, PRIMARY KEY (digest, uid)
+) WITHOUT ROWID;
+
+DROP VIEW v_pipelines;
+
+CREATE VIEW v_pipelines AS
+    SELECT key, revision, recipe, uid, datetime(created_at, 'unixepoch') AS created_at, build, published_to FROM pipelines;
+
+DROP VIEW v_waste;
+
+CREATE VIEW v_waste AS
+    SELECT 'unreferenced blob' AS kind, b.digest AS subject, b.size AS bytes FROM blobs b
+    WHERE b.deleting = 0 AND NOT EXISTS (SELECT 1 FROM files f WHERE f.digest = b.digest)
+      AND NOT EXISTS (SELECT 1 FROM handed_in h WHERE h.digest = b.digest)
+    UNION ALL
+    SELECT 'interrupted ingest', i.id, i.size FROM ingests i WHERE i.state = 'reserved'
+    UNION ALL
+    SELECT 'never used again', s.revision, s.bytes FROM snapshots s WHERE s.uses <= 1
+"""
 
 
 #: Every migration this version knows; an index that has had any other is a newer version's.

@@ -132,6 +132,10 @@ def drop_refs_to(db: sqlite3.Connection, revision: Revision) -> list[str]:
     return gone
 
 
+def drop_refs(db: sqlite3.Connection, wishes: Iterable[str]) -> None:
+    db.executemany("DELETE FROM refs WHERE wish = ?", [(wish,) for wish in wishes])
+
+
 # ---- snapshots
 
 

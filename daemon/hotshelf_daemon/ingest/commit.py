@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hotshelf_daemon.index import blobs, ingests, snapshots
+from hotshelf_daemon.index import blobs, handed_in, ingests, snapshots
 from hotshelf_daemon.index.ingests import IngestRow
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.states import IngestEvent
@@ -21,12 +21,16 @@ from hotshelf_shared.digest import Digest
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A sealed ingest whose bytes are right. `unsafe` is why it needs leave to be used, `wanted_by` whose it is."""
+    """A sealed ingest whose bytes are right. `unsafe` is why it needs leave to be used, `wanted_by` whose it is.
+
+    `handed_in_by` is the uid of the worker whose bytes they are; None when an origin sent them.
+    """
 
     row: IngestRow
     digest: Digest
     unsafe: str | None
     wanted_by: set[str]
+    handed_in_by: int | None = None
 
 
 class Committer:
@@ -75,9 +79,12 @@ class Committer:
 def _record(db: sqlite3.Connection, items: Iterable[Verified]) -> None:
     items = list(items)
     blobs.add(db, {i.digest: i.row.size for i in items}, {i.digest: i.unsafe for i in items})
-    blobs.learn(db, (blobs.Learnt(i.row.origin, i.row.key, i.row.version, i.row.size, i.digest, i.unsafe) for i in items))
+    fetched = [item for item in items if item.handed_in_by is None]
+    blobs.learn(db, (blobs.Learnt(i.row.origin, i.row.key, i.row.version, i.row.size, i.digest, i.unsafe) for i in fetched))
     for item in items:
         ingests.advance(db, item.row.id, IngestEvent.COMMIT)
+        if item.handed_in_by is not None:
+            handed_in.hold(db, item.digest, item.handed_in_by)
         for resolution in item.wanted_by:
             snapshots.want(db, resolution, [item.digest])
     ingests.close(db, [item.row.id for item in items])

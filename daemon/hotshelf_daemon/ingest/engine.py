@@ -21,6 +21,7 @@ from hotshelf_daemon.index.ingests import IngestRow, SegmentRow
 from hotshelf_daemon.ingest import segment
 from hotshelf_daemon.ingest.commit import Committer, Verified
 from hotshelf_daemon.ingest.frontier import Frontier
+from hotshelf_daemon.ingest.receiving import Receiver
 from hotshelf_daemon.ingest.segment import Job, Meter
 from hotshelf_daemon.ingest.slots import Slots
 from hotshelf_daemon.origin import Changed, Origin
@@ -74,6 +75,7 @@ class Ingests:
         self._shelf = shelf
         self._fetch = shelf.settings.fetch
         self._committer = Committer(shelf)
+        self.receiver = Receiver(shelf, self._committer)
         self._flights: Flights[Brought] = Flights()
         self._active: dict[tuple[str, ...], _Active] = {}
         self._meters: WeakValueDictionary[tuple[str, ...], Meter] = WeakValueDictionary()
@@ -94,7 +96,7 @@ class Ingests:
 
     def active(self) -> set[str]:
         """The ids of ingests that somebody is carrying out."""
-        return {active.ingest for active in self._active.values() if active.ingest}
+        return {active.ingest for active in self._active.values() if active.ingest} | self.receiver.active
 
     async def bring(self, order: Order) -> Brought:
         """The content on the shelf, by this call or by one already under way.

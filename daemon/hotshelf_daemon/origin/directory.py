@@ -9,7 +9,7 @@ from hotshelf_daemon.config import Settings
 from hotshelf_daemon.origin import s3
 from hotshelf_daemon.origin.file import FileOrigin, root_for
 from hotshelf_daemon.origin.port import Origin
-from hotshelf_shared.errors import InvalidRequest
+from hotshelf_shared.errors import InvalidRequest, NotFound
 from hotshelf_shared.source import Source
 
 Wrap = Callable[[Origin], Origin]
@@ -31,6 +31,10 @@ class Directory:
         if source.kind == "file":
             root = root_for(f"/{source.path}", self._settings.roots)
             return self._kept(("file", root), lambda: FileOrigin(root))
+        if source.kind == "pipeline":
+            if (prefix := self._settings.publish.pipelines) is None:
+                raise NotFound(f"blobs of {source} are not held, and nothing is published", hint="Build it again.")
+            return self.origin_of(Source.parse(prefix))
         raise InvalidRequest(
             f"there is no origin for {source.kind}: sources in this version", hint="Use s3:// or file:// sources."
         )

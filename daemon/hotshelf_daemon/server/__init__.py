@@ -7,7 +7,10 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from hotshelf_daemon.acquire import Peer
-from hotshelf_daemon.server.calls import ROUTES, Calls, Route, health
+from hotshelf_daemon.server import calls as workers_calls
+from hotshelf_daemon.server import handing
+from hotshelf_daemon.server.calls import Calls, Route, health
+from hotshelf_daemon.server.handing import Handing
 from hotshelf_daemon.server.openapi import document
 from hotshelf_daemon.server.peers import Guard
 from hotshelf_daemon.server.replies import as_json, problems
@@ -15,14 +18,17 @@ from hotshelf_daemon.server.unix import listen_on, remove_own
 from hotshelf_shared.errors import DaemonUnavailable
 from hotshelf_shared.wire import MAX_RENEW_BODY_BYTES
 
-__all__ = ["ROUTES", "Calls", "Guard", "application", "health", "listen_on", "remove_own"]
+__all__ = ["ROUTES", "Calls", "Guard", "Handing", "application", "health", "listen_on", "remove_own"]
+
+ROUTES = (*workers_calls.ROUTES, *handing.ROUTES)
 
 
 def application(calls: Calls, guard: Guard) -> web.Application:
     """Every call goes through the guard; admin calls through it twice."""
     app = web.Application(middlewares=[problems], client_max_size=MAX_RENEW_BODY_BYTES + 1)
     for route in ROUTES:
-        app.router.add_route(route.method, route.path, _guarded(route, calls, guard))
+        expected = handing.unasked if route.streams else None
+        app.router.add_route(route.method, route.path, _guarded(route, calls, guard), expect_handler=expected)
     described = document(ROUTES, calls.version)
 
     async def openapi(request: web.Request) -> web.StreamResponse:

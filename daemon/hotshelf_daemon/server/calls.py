@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
@@ -21,6 +21,9 @@ from hotshelf_shared.errors import InvalidRequest, TooLarge
 from hotshelf_shared.manifest import parse_json
 from hotshelf_shared.wire import AcquireRequest, LeaseAnswer, RenewRequest
 
+if TYPE_CHECKING:
+    from hotshelf_daemon.server.handing import Handing
+
 Call = Callable[["Calls", web.Request, Peer], Awaitable[web.StreamResponse]]
 
 
@@ -32,6 +35,7 @@ class Calls:
     desk: Desk
     leasing: Leasing
     keeping: Keeping
+    handing: Handing
     version: str
     began: float
     keepers: dict[asyncio.BaseTransport, tuple[int, str]]
@@ -172,13 +176,14 @@ async def _body(request: web.Request, *known: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`admin` calls need `admin_uids`."""
+    """`admin` calls need `admin_uids`; one that `streams` says itself when a body that awaits it may come."""
 
     method: str
     path: str
     call: Call
     summary: str
     admin: bool = False
+    streams: bool = False
 
 
 ROUTES = (

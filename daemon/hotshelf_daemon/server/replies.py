@@ -29,6 +29,7 @@ def as_problem(error: HotshelfError) -> web.Response:
     response = web.Response(
         body=json.dumps(error.to_problem(), default=str).encode(), status=error.status, content_type=wire.PROBLEM_JSON
     )
+    response.headers[wire.CODE_HEADER] = error.code  # the answer to HEAD has no body to say it in
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
     return response

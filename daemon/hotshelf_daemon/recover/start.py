@@ -21,6 +21,7 @@ from hotshelf_daemon.index import Index, blobs, ingests, journal, leases, snapsh
 from hotshelf_daemon.index.leases import PinRow
 from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.policy import reason_by_bytes
+from hotshelf_daemon.recover import pipelines
 from hotshelf_daemon.store import Layout, trees
 from hotshelf_daemon.store import blobs as files
 from hotshelf_shared.digest import Digest, Revision
@@ -54,6 +55,7 @@ def recover(layout: Layout, index: Index) -> Recovered:
     _lay_out_missing(layout, index)
     _adopt_refs(layout, index)
     _adopt_pins(layout, index)
+    rebuilt += pipelines.reconcile(layout, index)
     found = Recovered(len(lost), adopted, quarantined, len(damaged), rebuilt)
     if found != Recovered(0, 0, 0, 0, 0):
         log.warning("the store was put right", extra={name: getattr(found, name) for name in Recovered.__slots__})

@@ -1,0 +1,82 @@
+"""Handing in: blobs by their digest, then the pipeline that they make. What `Client` does with the transport's uploads."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from hotshelf.transport import Transport, ask
+from hotshelf_shared.digest import Digest
+from hotshelf_shared.errors import HotshelfError, InvalidRequest
+from hotshelf_shared.manifest import Manifest
+from hotshelf_shared.recipe import Recipe
+
+LOOK_TIMEOUT_S = 30.0
+#: The daemon reads the tree's documents and lays it out before it answers.
+BIND_TIMEOUT_S = 120.0
+
+
+def has_blob(transport: Transport, digest: str) -> bool:
+    """Whether the daemon holds it; if so it stays for a while, for whoever asks to bind it."""
+    deadline = time.monotonic() + LOOK_TIMEOUT_S
+    with transport.connect(deadline) as channel:
+        return channel.head(f"/v1/blobs/{Digest.parse(digest)}", deadline=deadline) is not None
+
+
+def put_blob(transport: Transport, digest: str, path: str | os.PathLike[str], *, timeout: float) -> bool:
+    """Sends a file. False when the daemon held it already, and then hardly a byte is sent."""
+    deadline = time.monotonic() + timeout
+    with _opened(path) as fd, transport.connect(deadline) as channel:
+        status = channel.upload(f"/v1/blobs/{Digest.parse(digest)}", fd, os.fstat(fd).st_size, deadline=deadline)
+    return status == 201
+
+
+def put_pipeline(
+    transport: Transport,
+    key: str,
+    recipe: Recipe | Mapping[str, Any],
+    manifest: Manifest | Mapping[str, Any],
+    build: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "recipe": recipe.to_json() if isinstance(recipe, Recipe) else dict(recipe),
+        "manifest": manifest.to_json() if isinstance(manifest, Manifest) else dict(manifest),
+    }
+    if build is not None:
+        body["build"] = dict(build)
+    return _object(ask(transport, "PUT", _at(key), body, deadline=time.monotonic() + BIND_TIMEOUT_S), "PUT", key)
+
+
+def pipeline(transport: Transport, key: str) -> dict[str, Any]:
+    return _object(ask(transport, "GET", _at(key), deadline=time.monotonic() + LOOK_TIMEOUT_S), "GET", key)
+
+
+def _at(key: str) -> str:
+    if not key.isalnum() or not key.isascii():
+        raise InvalidRequest(f"not a pipeline's key: {key[:80]!r}", hint="It is 64 hex digits: Recipe.key.")
+    return f"/v1/pipelines/{key}"
+
+
+def _object(answer: object, method: str, key: str) -> dict[str, Any]:
+    if not isinstance(answer, dict):
+        raise HotshelfError(f"the answer to {method} {_at(key)} is no JSON object")
+    return answer
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[int]:
+    """A regular file's descriptor. Raises InvalidRequest."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise InvalidRequest(f"{os.fspath(path)} cannot be read: {error.strerror}", hint="Name a file to hand in.") from error
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise InvalidRequest(f"{os.fspath(path)} is no regular file", hint="Name a file to hand in.")
+        yield fd
+    finally:
+        os.close(fd)
