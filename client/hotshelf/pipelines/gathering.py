@@ -158,7 +158,7 @@ def _lora(order: LoraOrder, granted: Any) -> LoraFile:
 
 def _snapshot(asking: _Asking, order: PipelineOrder, files: Files) -> TreeFiles | None:
     """What somebody built from this very recipe already. None is never an error: then it is built here."""
-    if order.snapshot is False or files.base.lease is None or not recipes.is_worth_keeping(order, files):
+    if order.snapshot is False or files.base.lease is None:
         return None
     source = f"pipeline:{recipes.foundation(order, files).key}"
     left_s = min(SNAPSHOT_WAIT_S, max(0.05, asking.deadline - time.monotonic()))
