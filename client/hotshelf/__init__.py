@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hotshelf.aio import AsyncClient
     from hotshelf.client import Client, acquire, evict, pin, snapshots, status, unpin, verify
     from hotshelf.lease import Lease, Leases
-    from hotshelf.pipelines import PipelineCache, explain, load_pipeline
+    from hotshelf.pipelines import PipelineCache, explain, load_pipeline, swap_lora
 
 __version__ = "0.1.0"
 
@@ -31,6 +31,7 @@ __all__ = [
     "pin",
     "snapshots",
     "status",
+    "swap_lora",
     "unpin",
     "verify",
 ]
@@ -48,6 +49,7 @@ _HOMES = {
     "pin": "client",
     "snapshots": "client",
     "status": "client",
+    "swap_lora": "pipelines",
     "unpin": "client",
     "verify": "client",
 }

@@ -13,6 +13,7 @@ from tests.pipelines.conftest import Library, Loras, draw, source, wanted
 
 pytestmark = pytest.mark.torch
 UNET, TEXT = ("unet",), ("unet", "text_encoder")
+DIT = ("transformer",)
 TEXTS = ("unet", "text_encoder", "text_encoder_2")
 
 #: Per pipeline, sets of (layout, components, seed, scale).
@@ -35,11 +36,22 @@ SETS: dict[str, dict[str, list[tuple[str, tuple[str, ...], int, float]]]] = {
         "none": [],
         "diffusers": [("diffusers", TEXTS, 1, 0.7)],
         "kohya": [("kohya-xl", TEXTS, 2, 1.0)],
+        "kohya, backwards": [("kohya-xl", UNET, 3, -0.5)],
+        "two": [("diffusers", UNET, 4, 0.3), ("kohya-xl", TEXTS, 2, 0.6)],
         "three": [("kohya-xl", UNET, 3, 0.5), ("diffusers", UNET, 4, 0.0), ("diffusers", TEXTS, 1, 0.9)],
     },
     "sd-img2img": {"none": [], "kohya": [("kohya", TEXT, 1, 0.8)]},
-    "sd3": {"none": [], "diffusers": [("diffusers", ("transformer",), 1, 0.8)]},
-    "flux": {"none": [], "diffusers": [("diffusers", ("transformer",), 1, 0.8)]},
+    **{
+        shape: {
+            "none": [],
+            "diffusers": [("diffusers", DIT, 1, 0.8)],
+            "backwards": [("diffusers", DIT, 2, -0.6)],
+            "two": [("diffusers", DIT, 1, 0.8), ("diffusers", DIT, 2, 0.3)],
+            "the same two in another order": [("diffusers", DIT, 2, 0.3), ("diffusers", DIT, 1, 0.8)],
+            "three, one off": [("diffusers", DIT, 3, 0.0), ("diffusers", DIT, 2, 1.2), ("diffusers", DIT, 1, 0.1)],
+        }
+        for shape in ("sd3", "flux")
+    },
 }
 CASES = [pytest.param(name, which, id=f"{name}: {which}") for name, sets in SETS.items() for which in sets]
 

@@ -12,6 +12,7 @@ from hotshelf.pipelines import attention as kernels
 from hotshelf.pipelines import loading, needs, overrides
 from hotshelf.pipelines import loras as adapters
 from hotshelf.pipelines.files import Files
+from hotshelf.pipelines.fitting import modules_of
 from hotshelf.pipelines.loading import constructing, place
 from hotshelf.pipelines.memory import BaseKey, ComponentKey, PipelineCache
 from hotshelf.pipelines.offloading import offload
@@ -84,7 +85,7 @@ def _build(order: PipelineOrder, files: Files, cache: PipelineCache | None, base
     with _timed(phases, "attention"), constructing, quietly():
         device, dtype = str(pipe.device), str(pipe.dtype).removeprefix("torch.")
         chosen = kernels.choose(order.attention, device, dtype)
-        kernels.apply(chosen, adapters.modules_of(pipe))
+        kernels.apply(chosen, modules_of(pipe))
     offload(pipe, order.offload)
     return Built(pipe, chosen, found.served_from, device, dtype, base, clean, phases)
 
@@ -99,7 +100,7 @@ def _foundation(order: PipelineOrder, files: Files, cache: PipelineCache | None)
     with cache.building(base), constructing, quietly():
         kept = {name: module for name, key in keys.items() if (module := cache.get(key)) is not None}
         pipe = _loaded(order, files, {name: share(module) for name, module in kept.items()}, frozenset(keys))
-        fresh = {name: share(part) for name, part in adapters.modules_of(pipe).items() if name in keys and name not in kept}
+        fresh = {name: share(part) for name, part in modules_of(pipe).items() if name in keys and name not in kept}
         keys = {name: key for name, key in keys.items() if name in kept or name in fresh}
         cache.keep(base, keys, kept | fresh, files.base_leases)
         return Foundation(pipe, "memory" if not fresh else "built" if files.snapshot is None else "snapshot")
@@ -126,7 +127,7 @@ def _fused(order: PipelineOrder, files: Files, cache: PipelineCache | None) -> F
         if kept is None:
             mine = {name: _fused_key(key, name, base) if name in found.fused else key for name, key in keys.items()}
             with constructing:
-                modules = {name: share(part) for name, part in adapters.modules_of(found.pipe).items() if name in keys}
+                modules = {name: share(part) for name, part in modules_of(found.pipe).items() if name in keys}
             cache.keep(base, {name: mine[name] for name in modules}, modules, files.base_leases)
         return found
 
@@ -153,7 +154,7 @@ def _fused_key(key: ComponentKey, name: str, base: BaseKey) -> ComponentKey:
 
 def _again(found: Foundation) -> Foundation:
     """The same foundation as another object over the same weights."""
-    parts = {name: share(part) for name, part in adapters.modules_of(found.pipe).items()}
+    parts = {name: share(part) for name, part in modules_of(found.pipe).items()}
     return Foundation(type(found.pipe)(**{**found.pipe.components, **parts}), found.served_from, found.fused)
 
 

@@ -6,12 +6,12 @@ object.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hotshelf.pipelines import tensors
+from hotshelf.pipelines import fitting, tensors
 from hotshelf.pipelines.adapters import Adapters
 from hotshelf.pipelines.files import LoraFile
 from hotshelf.pipelines.loading import first_line
@@ -20,22 +20,10 @@ from hotshelf_shared.errors import InvalidRequest
 from hotshelf_shared.wire import nearest
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 #: Adapters are padded to this rank, so that others of up to it can take their place.
 HOTSWAP_RANK = 64
-#: A tensor's layer, in every layout that diffusers' own reader hands back.
-_TARGET = re.compile(
-    r"(?P<module>.+?)\.(?:(?:lora_[AB]|lora\.(?:down|up)|lora_linear_layer\.(?:down|up)|lora_(?:down|up))\b"
-    r"|(?P<projection>[a-z_]+?)_lora\.(?:down|up)\b)"
-)
-#: One layer's names in old and new layouts, made one.
-_SAME = (
-    (re.compile(r"\.processor\b|\.text_model\b"), ""),
-    (re.compile(r"\.to_out(\.0)?$"), ".out"),
-    (re.compile(r"\.out_proj$"), ".out"),
-    (re.compile(r"\.([qkv])_proj$"), r".to_\1"),
-)
 
 
 def apply(pipe: Any, loras: Sequence[LoraFile], shelf: Adapters | None = None, *, hotswap: bool = False) -> list[str]:
@@ -53,17 +41,20 @@ def apply(pipe: Any, loras: Sequence[LoraFile], shelf: Adapters | None = None, *
     for lora in loras:
         _check_scales(pipe, lora)
     for name, lora in zip(names, loras, strict=True):
-        _load(pipe, name, lora, shelf)
+        _load(pipe, name, lora, None if hotswap else shelf)  # a swap writes into the adapter's tensors
     if hotswap:
         _check_hotswap(pipe, names, loras)
     pipe.set_adapters(names, [lora.order.weight for lora in loras])
+    if hotswap:
+        for name, lora in zip(names, loras, strict=True):
+            _scale_in_place(pipe, name, lora.order.weight, own=partial(_own_scale, name))
     return names
 
 
 def fuse(pipe: Any, loras: Sequence[LoraFile], shelf: Adapters | None = None) -> frozenset[str]:
     """Merges every LoRA into the weights, which the pipeline then owns; the names of the components that this changed."""
     names = apply(pipe, loras, shelf)
-    touched = {layer.partition(".")[0] for name in names for layer in _adapted(pipe, name)}
+    touched = {layer.partition(".")[0] for name in names for layer in fitting.adapted(pipe, name)}
     try:
         pipe.fuse_lora(components=sorted(touched), adapter_names=names)
         pipe.unload_lora_weights()
@@ -78,10 +69,33 @@ def swap(pipe: Any, lora: LoraFile, position: int = 0) -> None:
     """Replaces the LoRA at `position` of a pipeline made with lora_mode="hotswap": no layer is added, nothing recompiles."""
     name = f"lora_{position}"
     _check_scales(pipe, lora)
-    if not _adapted(pipe, name):
+    if not fitting.adapted(pipe, name):
         raise InvalidRequest(f"this pipeline has no LoRA at position {position} to swap", hint="See explain(pipe)['loras'].")
     _load(pipe, name, lora, None, hotswap=True)
-    pipe.set_adapters([name], [lora.order.weight])
+    # By now each layer's scaling is the new file's own.
+    _scale_in_place(pipe, name, lora.order.weight, own=lambda layer: float(layer.scaling[name]))
+
+
+def _own_scale(name: str, layer: Any) -> float:
+    return float(layer.lora_alpha[name] / layer.r[name])
+
+
+def _scale_in_place(pipe: Any, name: str, weight: float | dict[str, float], *, own: Callable[[Any], float]) -> None:
+    """Sets the adapter's scale in tensors, which a compiled pipeline reads anew; `own` is what a layer's file asks for."""
+    import torch
+
+    for component, module in fitting.modules_of(pipe).items():
+        factor = weight.get(component, 1.0) if isinstance(weight, dict) else weight
+        for layer in module.modules():
+            if name not in getattr(layer, "scaling", ()):
+                continue
+            whole: Any = layer
+            scaling = own(whole)
+            whole.lora_alpha[name] = scaling * whole.r[name]
+            if isinstance(whole.scaling[name], torch.Tensor):
+                whole.scaling[name].fill_(scaling * factor)
+            else:
+                whole.scaling[name] = torch.tensor(scaling * factor, device=whole.weight.device)
 
 
 def _prepare_hotswap(pipe: Any, loras: Sequence[LoraFile]) -> None:
@@ -93,8 +107,8 @@ def _prepare_hotswap(pipe: Any, loras: Sequence[LoraFile]) -> None:
 
 def _check_hotswap(pipe: Any, names: Sequence[str], loras: Sequence[LoraFile]) -> None:
     for name, lora in zip(names, loras, strict=True):
-        if text := sorted(layer for layer in _adapted(pipe, name) if layer.startswith("text_encoder")):
-            raise _misfit(pipe, lora, f"hotswap takes no text-encoder LoRA, and it has {text[0]}")
+        if text := sorted(layer for layer in fitting.adapted(pipe, name) if layer.startswith("text_encoder")):
+            raise fitting.misfit(pipe, lora, f"hotswap takes no text-encoder LoRA, and it has {text[0]}")
 
 
 def _ranks(lora: LoraFile) -> list[int]:
@@ -115,15 +129,9 @@ def _check_scales(pipe: Any, lora: LoraFile) -> None:
             )
 
 
-def modules_of(pipe: Any) -> dict[str, torch.nn.Module]:
-    import torch
-
-    return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
-
-
 def _load(pipe: Any, name: str, lora: LoraFile, shelf: Adapters | None, *, hotswap: bool = False) -> None:
     try:
-        with _reading(pipe, lora, shelf) as wanted:
+        with _reading(pipe, lora, shelf, swapping=hotswap) as wanted:
             pipe.load_lora_weights(
                 str(lora.path.parent),
                 weight_name=lora.path.name,
@@ -133,18 +141,20 @@ def _load(pipe: Any, name: str, lora: LoraFile, shelf: Adapters | None, *, hotsw
                 **({"hotswap": True} if hotswap else {}),
             )
     except Exception as error:
-        raise _misfit(pipe, lora, _why(error, lora)) from error
-    found = _adapted(pipe, name)
+        raise fitting.misfit(pipe, lora, fitting.why(error, lora)) from error
+    found = fitting.adapted(pipe, name)
     if not found or len(found) < len(wanted):
-        first = next((layer for layer in wanted if _canonical(layer) not in {_canonical(one) for one in found}), None)
+        first = next(
+            (layer for layer in wanted if fitting.canonical(layer) not in {fitting.canonical(one) for one in found}), None
+        )
         where = f"; the first without is {first}" if first else ""
-        raise _misfit(pipe, lora, f"only {len(found)} of its {len(wanted)} layers have a place in this pipeline{where}")
+        raise fitting.misfit(pipe, lora, f"only {len(found)} of its {len(wanted)} layers have a place in this pipeline{where}")
     if shelf is not None:
-        mark_shared(parameter for parameter in _parameters(pipe, name))
+        mark_shared(parameter for parameter in fitting.parameters(pipe, name))
 
 
 @contextmanager
-def _reading(pipe: Any, lora: LoraFile, shelf: Adapters | None) -> Iterator[list[str]]:
+def _reading(pipe: Any, lora: LoraFile, shelf: Adapters | None, *, swapping: bool) -> Iterator[list[str]]:
     """The layers that the file is for, as diffusers reads it: every layout in the names of its own, kohya's included.
 
     What diffusers made of the file is kept on the shelf; a second reading of it is answered from there.
@@ -159,7 +169,9 @@ def _reading(pipe: Any, lora: LoraFile, shelf: Adapters | None) -> Iterator[list
             if shelf is not None:
                 shelf.keep(key, answer, lora.path.stat().st_size)
         parts = answer if isinstance(answer, tuple) else (answer,)
-        wanted.extend(_layers(parts[0]))
+        if swapping:
+            fitting.check_shapes(pipe, parts[0])
+        wanted.extend(fitting.layers(parts[0]))
         # Whoever loads takes names out of these mappings: out of copies.
         fresh = tuple(dict(part) if isinstance(part, dict) else part for part in parts)
         return fresh if isinstance(answer, tuple) else fresh[0]
@@ -169,61 +181,3 @@ def _reading(pipe: Any, lora: LoraFile, shelf: Adapters | None) -> Iterator[list
         yield wanted
     finally:
         del pipe.__dict__["lora_state_dict"]
-
-
-def _parameters(pipe: Any, name: str) -> Iterator[torch.nn.Parameter]:
-    """The weights of the adapter `name`."""
-    for module in modules_of(pipe).values():
-        for path, parameter in module.named_parameters():
-            if f".{name}." in path:
-                yield parameter
-
-
-def _layers(tensors: Collection[str]) -> list[str]:
-    found: dict[str, None] = {}
-    for key in tensors:
-        if match := _TARGET.match(key):
-            found[".".join(filter(None, (match["module"], match["projection"])))] = None
-    return list(found)
-
-
-def _adapted(pipe: Any, name: str) -> set[str]:
-    """The layers that carry the adapter `name`, as component.module."""
-    layers = set()
-    for component, module in modules_of(pipe).items():
-        for path, layer in module.named_modules():
-            for kind in ("lora_A", "lora_embedding_A"):
-                if name in getattr(layer, kind, ()):
-                    layers.add(f"{component}.{path}")
-    return layers
-
-
-def _canonical(layer: str) -> str:
-    for old, new in _SAME:
-        layer = old.sub(new, layer)
-    return layer
-
-
-def _why(error: BaseException, lora: LoraFile) -> str:
-    """torch lists every tensor that does not fit, one a line, under a heading: the first of them says it."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    named = next((line for line in lines if "size mismatch" in line or "Unexpected key" in line), None)
-    if named is not None:
-        return named[:300]
-    try:
-        from safetensors import safe_open
-
-        with safe_open(lora.path, "pt") as tensors:
-            first = min(tensors.keys(), default="none")
-    except Exception as unreadable:  # whatever is wrong with the file, it is the reason
-        return f"{lora.path.name} is no safetensors file: {first_line(unreadable)}"
-    return f"{first_line(error)} (its first tensor is {first})"
-
-
-def _misfit(pipe: Any, lora: LoraFile, why: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"the LoRA {lora.order.path} does not fit {type(pipe).__name__}: {why}",
-        hint="It was trained for another base, or is no LoRA: choose one made for this model.",
-        lora=lora.order.path,
-        digest=lora.digest,
-    )

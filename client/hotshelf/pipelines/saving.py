@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hotshelf.client import Client
-from hotshelf.pipelines import local, loras, needs, overrides, recipes
+from hotshelf.pipelines import fitting, local, needs, overrides, recipes
 from hotshelf.pipelines.build import Foundation
 from hotshelf.pipelines.files import Files
 from hotshelf.pipelines.loading import constructing, first_line
@@ -72,7 +72,7 @@ def _with_adapters(order: PipelineOrder, files: Files) -> list[tuple[Recipe, dic
 
 def _changed(clean: Foundation, order: PipelineOrder, files: Files) -> dict[str, Any]:
     """The components whose weights are not as they lie on the shelf."""
-    parts = loras.modules_of(clean.pipe)
+    parts = fitting.modules_of(clean.pipe)
     if files.base.single is not None or order.quantization is not None or recipes.is_cast(order, files):
         return parts
     single = {one.name for one in files.components if one.single is not None}
