@@ -26,7 +26,7 @@ told = []
 for method, target, body in requests:
     connection = Connection("localhost")
     try:
-        data = None if body is None else json.dumps(body)
+        data = None if body is None else body.encode("latin-1") if isinstance(body, str) else json.dumps(body)
         connection.request(method, target, data, {"Content-Type": "application/json"})
         answer = connection.getresponse()
         text = answer.read().decode()
@@ -37,6 +37,7 @@ for method, target, body in requests:
         connection.close()
 print(json.dumps(told))
 """
+#: A body that is text goes as it is, a byte for each character (`bytes.decode("latin-1")`).
 Request = tuple[str, str, Any]
 
 
