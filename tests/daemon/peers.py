@@ -13,7 +13,7 @@ from tests.daemon_process import Reply
 
 _ASK = """
 import http.client, json, os, socket, sys
-path, uid, gid, groups, requests = json.loads(sys.argv[1])
+path, uid, gid, groups, requests = json.load(sys.stdin)
 os.setgroups(groups); os.setgid(gid); os.setuid(uid)
 
 class Connection(http.client.HTTPConnection):
@@ -50,8 +50,8 @@ class Somebody:
     def ask_all(self, *requests: Request) -> list[Reply]:
         """Status 0 and an exception's name where it did not even get through."""
         order = json.dumps([str(self.socket), self.uid, self.gid, self.groups, requests])
-        argv = [sys.executable, "-c", _ASK, order]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+        argv = [sys.executable, "-c", _ASK]
+        done = subprocess.run(argv, input=order, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
         return [Reply(*told) for told in json.loads(done.stdout)]
 

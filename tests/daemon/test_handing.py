@@ -323,3 +323,14 @@ def test_a_blob_that_was_handed_in_is_not_fetched(
     Worker(daemon).put(tree["a.safetensors"])
     assert tree_of(daemon, granted(daemon.acquire(source))) == tree
     assert recorder.bytes_for(f"{prefix}/blobs/") == 20_000
+
+
+@pytest.mark.needs("strace")
+def test_a_disk_that_is_full_refuses_the_bytes_and_keeps_nothing(make_daemon: MakeDaemon) -> None:
+    inject = "inject=fallocate:error=ENOSPC:when=1"
+    strace = ("strace", "-f", "-qq", "-o", os.devnull, "-e", "trace=fallocate", "-e", inject)
+    daemon = make_daemon(prefix=strace)
+    data = objects.noise("x", 300_000)
+    assert "No space left" in refused(Worker(daemon).put(data), "insufficient_space")["detail"]
+    assert_nothing_left(daemon)
+    assert Worker(daemon).put(data).status == 201

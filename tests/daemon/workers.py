@@ -30,11 +30,15 @@ class Worker:
     def __init__(self, daemon: Daemon, uid: int | None = None) -> None:
         self.daemon, self.uid = daemon, uid
 
-    def ask(self, method: str, target: str, body: Any = None) -> Reply:
+    def ask_all(self, *requests: tuple[str, str, Any]) -> list[Reply]:
         if self.uid is None:
-            return self.daemon.call(method, target, body)
-        as_somebody = Somebody(self.daemon.socket, uid=self.uid, gid=self.uid, groups=[GROUP])
-        return as_somebody.ask(method, target, body.decode("latin-1") if isinstance(body, bytes) else body)
+            return [self.daemon.call(*request) for request in requests]
+        as_text = [(method, target, body.decode("latin-1") if isinstance(body, bytes) else body)
+                   for method, target, body in requests]  # fmt: skip
+        return Somebody(self.daemon.socket, uid=self.uid, gid=self.uid, groups=[GROUP]).ask_all(*as_text)
+
+    def ask(self, method: str, target: str, body: Any = None) -> Reply:
+        return self.ask_all((method, target, body))[0]
 
     def has(self, data: bytes) -> bool:
         reply = self.ask("HEAD", f"/v1/blobs/{Digest.of(data)}")
@@ -46,9 +50,8 @@ class Worker:
         return self.ask("PUT", f"/v1/blobs/{digest or Digest.of(data)}", data)
 
     def hand_in(self, tree: Mapping[str, bytes]) -> None:
-        for data in tree.values():
-            reply = self.put(data)
-            assert reply.status in (201, 204), reply
+        replies = self.ask_all(*(("PUT", f"/v1/blobs/{Digest.of(data)}", data) for data in tree.values()))
+        assert {reply.status for reply in replies} <= {201, 204}, replies
 
     def bind(self, recipe: Recipe, tree: Mapping[str, bytes], *, key: str | None = None, **more: Any) -> Reply:
         body = {"recipe": recipe.to_json(), "manifest": manifest_json(tree), **more}
