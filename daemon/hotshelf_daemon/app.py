@@ -25,6 +25,7 @@ from hotshelf_daemon.acquire import (
     Pipelines,
     Preparer,
     Published,
+    Publisher,
 )
 from hotshelf_daemon.config import Settings
 from hotshelf_daemon.index import Index, Unreadable
@@ -122,7 +123,8 @@ async def running(shelf: Shelf, stopping: asyncio.Event | None = None) -> AsyncI
     leasing = Leasing(shelf)
     keeping = Keeping(shelf, names, preparer)
     hand_ins = HandIns(shelf, preparer, ingests.receiver)
-    binder = Binder(shelf, names, pipelines, hand_ins, version=hotshelf_version(), on_bound=lambda: None)
+    publisher = Publisher(shelf, pipelines)
+    binder = Binder(shelf, names, pipelines, hand_ins, version=hotshelf_version(), on_bound=publisher.wake)
     calls = server.Calls(
         shelf=shelf,
         desk=Desk(shelf, names, preparer, freshness, leasing, pipelines=pipelines),
@@ -139,6 +141,8 @@ async def running(shelf: Shelf, stopping: asyncio.Event | None = None) -> AsyncI
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(ingests.drain)
         stack.push_async_callback(freshness.stop)
+        stack.push_async_callback(publisher.stop)
+        publisher.start()
         listening = await stack.enter_async_context(_unix(calls, settings))
         if settings.listen:
             await stack.enter_async_context(_tcp(shelf))

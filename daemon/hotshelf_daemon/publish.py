@@ -1,7 +1,8 @@
-"""`hotshelf push`: a folder onto a bucket, content-named, so that a pull knows every digest before the first byte.
+"""Onto a bucket, content-named, so that a pull knows every digest before the first byte: `hotshelf push`, and pipelines.
 
-The order: blobs, then the manifest under its revision (both immutable, cacheable for ever), then `hotshelf.json`, which
-names it and is never cached. A push that dies half-way has published nothing, and the next one uploads only the rest.
+The order: blobs, then the manifest under its revision (both immutable, cacheable for ever), then what names it and is never
+cached: `hotshelf.json`, or `pipelines/KEY.json`. What dies half-way has published nothing, and the next one uploads only
+the rest.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from typing import TypeVar
 from hotshelf_daemon.config import Settings
 from hotshelf_daemon.origin import Upload, delay_s, upload_to
 from hotshelf_daemon.policy import Policy
+from hotshelf_shared.built import MAX_BUILT_BYTES, Built
 from hotshelf_shared.digest import Digest, Revision
-from hotshelf_shared.errors import InvalidRequest, NotFound, OriginUnavailable
+from hotshelf_shared.errors import IntegrityError, InvalidRequest, NotFound, OriginUnavailable
 from hotshelf_shared.manifest import FileEntry, Manifest
 from hotshelf_shared.source import Source
 from hotshelf_shared.wire import Progress, Skipped
@@ -100,6 +102,48 @@ def publish(
     )
 
 
+class Stopped(Exception):
+    """The daemon is ending: what was not sent yet is sent by the next one."""
+
+
+def publish_built(
+    built: Built, blob_path: Callable[[Digest], str], where: Source, settings: Settings, stopped: Callable[[], bool]
+) -> bool:
+    """A pipeline for the other nodes, its document last; False when another tree of that key was published first.
+
+    Raises Stopped, NotFound (a blob was evicted meanwhile, no bucket), AccessDenied, OriginUnavailable.
+    """
+    target = upload_to(settings, where.authority)
+    folder = f"{where.path}/" if where.path else ""
+    document = f"{folder}pipelines/{built.key}.json"
+
+    def check(_: object = None) -> None:
+        if stopped():
+            raise Stopped
+
+    if (there := _again(lambda: target.read(document, MAX_BUILT_BYTES))) is not None:
+        return _is_revision(there, built)
+    gauge = _Gauge(0, len(built.tree), str(where), check)
+    for digest, size in built.tree.blobs().items():
+        real = blob_path(digest)
+        try:
+            file = _Local(digest, real, size, os.stat(real).st_mtime_ns)
+            _send(target, gauge, (f"{folder}blobs/sha256/{digest.hex}", file, digest), check)
+        except FileNotFoundError as error:
+            raise NotFound(f"the blob {digest} is held no more") from error
+    manifest = f"{folder}manifests/{built.revision.hex}.json"
+    _again(lambda: target.put(manifest, built.tree.canonical(), cache_control=IMMUTABLE))
+    _again(lambda: target.put(document, built.canonical(), cache_control=MUTABLE))
+    return True
+
+
+def _is_revision(document: bytes, built: Built) -> bool:
+    try:
+        return Built.parse(document, built.key).revision == built.revision
+    except IntegrityError:
+        return False  # whatever it is, it is not ours to replace
+
+
 def _walk(directory: str) -> list[_Local]:
     """Every regular file below, links followed (a Hugging Face cache is made of them), hidden ones left out."""
     if not os.path.isdir(directory):
@@ -128,14 +172,17 @@ def _hash(file: _Local) -> Digest:
         os.close(fd)
 
 
-def _send(target: Upload, gauge: _Gauge, item: tuple[str, _Local, Digest]) -> int | None:
+def _send(
+    target: Upload, gauge: _Gauge, item: tuple[str, _Local, Digest], on_bytes: Callable[[int], None] | None = None
+) -> int | None:
     """Uploads one file unless it is there; the bytes sent, or None. A file that changed since it was hashed is refused."""
     key, file, digest = item
     there = _again(lambda: target.digest_at(key, file.size))
     if there == digest:
         gauge.done(file.size)
         return None
-    _again(lambda: target.put_file(key, file.real, digest, cache_control=IMMUTABLE if "/sha256/" in key else MUTABLE))
+    control = IMMUTABLE if "/sha256/" in key else MUTABLE
+    _again(lambda: target.put_file(key, file.real, digest, cache_control=control, on_bytes=on_bytes))
     seen = os.stat(file.real)
     if (seen.st_size, seen.st_mtime_ns) != (file.size, file.mtime_ns):
         raise InvalidRequest(f"{file.path} changed while it was pushed", hint="Push again when it is finished.")

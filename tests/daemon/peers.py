@@ -13,7 +13,7 @@ from tests.daemon_process import Reply
 
 _ASK = """
 import http.client, json, os, socket, sys
-path, uid, gid, groups, requests = json.loads(sys.argv[1])
+path, uid, gid, groups, requests = json.load(sys.stdin)
 os.setgroups(groups); os.setgid(gid); os.setuid(uid)
 
 class Connection(http.client.HTTPConnection):
@@ -26,7 +26,7 @@ told = []
 for method, target, body in requests:
     connection = Connection("localhost")
     try:
-        data = None if body is None else json.dumps(body)
+        data = None if body is None else body.encode("latin-1") if isinstance(body, str) else json.dumps(body)
         connection.request(method, target, data, {"Content-Type": "application/json"})
         answer = connection.getresponse()
         text = answer.read().decode()
@@ -37,6 +37,7 @@ for method, target, body in requests:
         connection.close()
 print(json.dumps(told))
 """
+#: A body that is text goes as it is, a byte for each character (`bytes.decode("latin-1")`).
 Request = tuple[str, str, Any]
 
 
@@ -49,8 +50,8 @@ class Somebody:
     def ask_all(self, *requests: Request) -> list[Reply]:
         """Status 0 and an exception's name where it did not even get through."""
         order = json.dumps([str(self.socket), self.uid, self.gid, self.groups, requests])
-        argv = [sys.executable, "-c", _ASK, order]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+        argv = [sys.executable, "-c", _ASK]
+        done = subprocess.run(argv, input=order, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
         return [Reply(*told) for told in json.loads(done.stdout)]
 

@@ -14,8 +14,9 @@ from hotshelf_daemon.acquire.names import Names, Want
 from hotshelf_daemon.acquire.pipelines import Pipelines
 from hotshelf_daemon.acquire.prepare import Preparer
 from hotshelf_daemon.acquire.published import Published
+from hotshelf_daemon.acquire.publishing import Publisher
 
 __all__ = [
     "Binder", "Desk", "Freshness", "Gauge", "HandIns", "Keeping", "Leasing", "Names", "Peer", "Pipelines", "Preparer",
-    "Published", "Want",
+    "Published", "Publisher", "Want",
 ]  # fmt: skip

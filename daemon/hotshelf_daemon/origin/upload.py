@@ -1,7 +1,8 @@
-"""Writing to a bucket: only `hotshelf push` does. Large files go in parallel parts, aborted when one fails."""
+"""Writing to a bucket: `hotshelf push` and publishing do. Large files go in parallel parts, aborted when one fails."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from boto3.s3.transfer import TransferConfig
@@ -45,11 +46,26 @@ class Upload:
                 Bucket=self._bucket, Key=key, Body=data, CacheControl=cache_control, ContentType="application/json"
             )
 
-    def put_file(self, key: str, path: str, digest: Digest, *, cache_control: str) -> None:
+    def read(self, key: str, limit: int) -> bytes | None:
+        """A small object whole, its first `limit` bytes at the most; None when there is none."""
+        with self._translated(key):
+            try:
+                body = self._client.get_object(Bucket=self._bucket, Key=key)["Body"]
+            except self._client.exceptions.NoSuchKey:
+                return None
+            try:
+                return bytes(body.read(limit))
+            finally:
+                body.close()
+
+    def put_file(
+        self, key: str, path: str, digest: Digest, *, cache_control: str, on_bytes: Callable[[int], None] | None = None
+    ) -> None:
+        """`on_bytes` hears of every piece that is sent; what it raises ends the upload."""
         extra = {"CacheControl": cache_control, "Metadata": {"sha256": digest.hex}}
         with self._translated(key):
             try:
-                self._client.upload_file(path, self._bucket, key, ExtraArgs=extra, Config=_PARTS)
+                self._client.upload_file(path, self._bucket, key, ExtraArgs=extra, Config=_PARTS, Callback=on_bytes)
             except S3UploadFailedError as error:
                 cause = error.__context__
                 if isinstance(cause, ClientError | HTTPClientError):
