@@ -36,7 +36,10 @@ DEFAULT_ADDRESS = "127.0.0.1:8000"
 MAX_JOB_BYTES = 1 << 20
 MAX_IMAGES = 16
 
-_LOADING = ("loras", "device", "dtype", "attention", "revision", "variant", "allow_patterns", "ignore_patterns", "timeout")
+_LOADING = (
+    *("loras", "lora_mode", "components", "config", "pipeline_class", "device", "dtype", "attention", "offload"),
+    *("quantization_config", "snapshot", "revision", "variant", "allow_patterns", "ignore_patterns", "timeout"),
+)
 _DRAWING = ("negative_prompt", "num_inference_steps", "guidance_scale", "width", "height")
 _FIELDS = ("model", "prompt", "seed", "num_images", "parameters", *_LOADING, *_DRAWING)
 
