@@ -295,3 +295,12 @@ def test_a_daemon_that_dies_while_it_is_saved_costs_nothing_but_the_saving(libra
     assert draw(pipe) == draw(plainly_fused(library, library.sd, loras))
     own_shelf.restart()
     assert value(own_shelf, "SELECT count(*) FROM v_pipelines") == 0
+
+
+def test_what_was_built_is_a_source_by_its_key(library: Library, own_shelf: Daemon) -> None:
+    client, loras = client_of(own_shelf), two_loras(library, "sd")
+    built = hotshelf.load_pipeline(
+        source(library.sd), loras=wanted(loras), lora_mode="fuse", snapshot=True, client=client, cache=None
+    )
+    pipe = hotshelf.load_pipeline(f"pipeline:{hotshelf.explain(built)['pipeline_key']}", client=client, cache=None)
+    assert draw(pipe) == draw(plainly_fused(library, library.sd, loras))

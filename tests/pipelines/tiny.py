@@ -141,10 +141,37 @@ _LARGE: dict[str, Any] = {
     "cross_attention_dim": 32,
 }
 
+
+def _sd15(folder: pathlib.Path) -> Any:
+    """As large as Stable Diffusion 1.5: some 4.2 GB in float32. For measuring only."""
+    from diffusers import AutoencoderKL, StableDiffusionPipeline
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    tokenizer = _tokenizer(folder / "made-from")
+    text = CLIPTextConfig(
+        vocab_size=49_408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512), latent_channels=4, layers_per_block=2,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+    )  # fmt: skip
+    unet = _unet(
+        sample_size=64, layers_per_block=2, block_out_channels=(320, 640, 1280, 1280), norm_num_groups=32,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), cross_attention_dim=768, attention_head_dim=8,
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    )  # fmt: skip
+    return StableDiffusionPipeline(
+        vae=vae.eval(), text_encoder=CLIPTextModel(text).eval(), tokenizer=tokenizer, unet=unet, scheduler=_scheduler(),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
 MAKERS: dict[str, Callable[[pathlib.Path], Any]] = {
     "sd": _sd,
     "sd-wide": lambda folder: _sd(folder, block_out_channels=(16, 32)),
     "sd-large": lambda folder: _sd(folder, **_LARGE),
+    "sd15": _sd15,
     "sd-img2img": lambda folder: _sd(folder, "StableDiffusionImg2ImgPipeline"),
     "sdxl": _sdxl,
     "sd3": _sd3,
@@ -195,14 +222,23 @@ def layers(pipe: Any, component: str, *, suffixes: Iterable[str] = _ATTENTION) -
     return found
 
 
-def _pair(generator: torch.Generator, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+def _pair(generator: torch.Generator, size: tuple[int, int], rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     import torch
 
-    down = torch.randn(RANK, size[0], generator=generator)
-    return down, torch.randn(size[1], RANK, generator=generator)
+    down = torch.randn(rank, size[0], generator=generator)
+    return down, torch.randn(size[1], rank, generator=generator)
 
 
-def lora(pipe: Any, layout: str, *, seed: int = 0, components: Iterable[str] = ("unet",), limit: int | None = None) -> bytes:
+def lora(
+    pipe: Any,
+    layout: str,
+    *,
+    seed: int = 0,
+    components: Iterable[str] = ("unet",),
+    limit: int | None = None,
+    rank: int = RANK,
+    dtype: torch.dtype | None = None,
+) -> bytes:
     """A LoRA file for `pipe` in a layout: ``diffusers`` (peft's names), ``diffusers-old``, ``kohya`` or ``attn-procs``."""
     import torch
     from safetensors.torch import save
@@ -211,9 +247,9 @@ def lora(pipe: Any, layout: str, *, seed: int = 0, components: Iterable[str] = (
     state: dict[str, torch.Tensor] = {}
     for component in components:
         for path, size in list(layers(pipe, component).items())[:limit]:
-            down, up = _pair(generator, size)
+            down, up = _pair(generator, size, rank)
             state |= _LAYOUTS[layout](component, path, down, up)
-    return save(state)
+    return save({name: tensor.to(dtype) for name, tensor in state.items()})
 
 
 def _text_path(component: str, path: str) -> str:

@@ -91,6 +91,8 @@ def _base_wishes(asking: _Asking, order: PipelineOrder) -> list[Wishes]:
     pin = order.revision or source.pinned
     unpinned = {"source": str(source.unpinned)}
     wish = unpinned if pin is None else {**unpinned, "revision": str(pin)}
+    if source.kind == "pipeline" and order.patterns is None:
+        return [[wish]]  # built of what is needed, and nothing else
     if order.patterns is not None or order.config is not None or needs.is_weights(source.path):
         return [[wish | _globs(order.patterns)]]
     index_of = [[{**one, "allow_patterns": [needs.INDEX]}] for one in (wish, unpinned)[: 1 if pin is None else 2]]
