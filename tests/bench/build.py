@@ -30,6 +30,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel, AutoencoderKL, DDIMScheduler
 from diffusers.utils import logging; logging.disable_progress_bar(); logging.set_verbosity_error()
 given = json.loads(sys.argv[1])
+hotshelf.load_pipeline, hotshelf.explain
 
 def mapped():
     "Bytes of this process's share of the store's files, and of memory that is its own."

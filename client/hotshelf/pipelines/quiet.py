@@ -1,4 +1,4 @@
-"""Silence while a pipeline is built: a worker's stderr is for the worker, not for progress bars and general advice.
+"""Silence, of the garbage collector too, while a pipeline is built: a worker's stderr is for the worker, not for progress bars and general advice.
 
 What matters of that advice is checked by us and is an error. The settings are the process's, so they are changed only
 while the caller holds the lock under which everything is built, and put back.
@@ -6,6 +6,7 @@ while the caller holds the lock under which everything is built, and put back.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -28,7 +29,7 @@ def quietly() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(max(logging.ERROR, logger.level))
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _uncollected():
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -36,6 +37,18 @@ def quietly() -> Iterator[None]:
             logger.setLevel(level)
         for module in bars:
             module.enable_progress_bar()
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection amid the hundred thousand objects of a model, none of which is garbage."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @contextmanager
