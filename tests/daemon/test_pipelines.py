@@ -434,6 +434,7 @@ def test_a_pipeline_can_be_pinned_and_shown_by_its_source(mine: Daemon) -> None:
     refused(evict(mine, PIPELINE), "in_use")
     shown = granted(mine.call("GET", f"/v1/snapshots/{target}"))
     assert (shown["sources"], shown["pinned"]) == ([PIPELINE], True)
+    assert [(one["key"], one["recipe"]) for one in shown["pipelines"]] == [(RECIPE.key, RECIPE.to_json())]
 
 
 # ---- restarts
