@@ -27,9 +27,13 @@ class BlobsGone(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """A tree that is to be the pipeline of its key; `published_to` is the prefix it came from, if from one."""
+    """A tree that is to be the pipeline of its key, in the name of `built.uid`.
+
+    `builder` is the uid whose hand-ins become it; None when it came from the prefix `published_to`.
+    """
 
     built: Built
+    builder: int | None = None
     published_to: str | None = None
 
 
@@ -63,8 +67,9 @@ async def _carry_out(shelf: Shelf, tree: Manifest, ref: RefRow, resolution: str,
         snapshots.flip(db, ref)
         leases.bind(db, resolution, tree.revision)
         snapshots.close_resolution(db, resolution)
-        if binding is not None:
-            handed_in.let_go(db, ((digest, binding.built.uid) for digest in tree.blobs()))
+        if binding is not None and binding.builder is not None:
+            pipelines.add_builder(db, binding.built.key, binding.builder)
+            handed_in.let_go(db, ((digest, binding.builder) for digest in tree.blobs()))
         return stale
 
     await asyncio.to_thread(on_disk)

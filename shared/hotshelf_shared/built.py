@@ -7,7 +7,6 @@ document that somebody changed, on the volume or on a bucket, is never taken for
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -21,6 +20,8 @@ MAX_BIND_BODY_BYTES = MAX_MANIFEST_BYTES
 MAX_BUILD_BYTES = 64 << 10
 MAX_BUILT_BYTES = MAX_MANIFEST_BYTES + 4 * (MAX_RECIPE_BYTES + MAX_BUILD_BYTES)
 DOCUMENT_VERSION = 1
+#: The year 10000: beyond it there are no dates to show.
+_LATEST_S = 253_402_300_800
 _BIND = frozenset(("recipe", "manifest", "build"))
 
 
@@ -108,7 +109,7 @@ class Built:
         uid, created_at = body["uid"], body["created_at"]
         if body["version"] != DOCUMENT_VERSION or not isinstance(uid, int) or isinstance(uid, bool) or uid < 0:
             raise IntegrityError("its version or uid is none")
-        if not isinstance(created_at, int | float) or isinstance(created_at, bool) or not 0 <= created_at < math.inf:
+        if not isinstance(created_at, int | float) or isinstance(created_at, bool) or not 0 <= created_at < _LATEST_S:
             raise IntegrityError("its created_at is no time")
         if not body["files"]:
             raise IntegrityError("it names no files")

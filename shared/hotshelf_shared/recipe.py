@@ -141,9 +141,9 @@ def _text(value: str, what: str) -> str:
 
 
 def _name(value: object, what: str) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME_CHARS:
-        raise InvalidRequest(f"{what} is a name of 1 to {MAX_NAME_CHARS} characters, not {str(value)[:80]!r}")
-    return _text(value, what)
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME_CHARS or not value.isprintable():
+        raise InvalidRequest(f"{what} is a name of 1 to {MAX_NAME_CHARS} printable characters, not {str(value)[:80]!r}")
+    return value
 
 
 def _optional_name(body: Mapping[str, Any], field_name: str) -> str | None:

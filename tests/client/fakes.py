@@ -124,7 +124,7 @@ class UnixServer:
             def do_GET(self) -> None:
                 server.serve(self)
 
-            do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
+            do_POST = do_PUT = do_DELETE = do_HEAD = do_GET  # noqa: N815
 
         class Server(socketserver.ThreadingUnixStreamServer):
             daemon_threads = True
@@ -153,22 +153,26 @@ class UnixServer:
 
     def serve(self, http: BaseHTTPRequestHandler) -> None:
         length = int(http.headers.get("Content-Length") or 0)
-        body = json.loads(http.rfile.read(length) or b"null")
+        raw = http.rfile.read(length)
+        is_upload = http.headers.get("Content-Type") == "application/octet-stream"
+        body = None if is_upload else json.loads(raw or b"null")
         http.close_connection = True
         try:
-            reply = self.answer(Request(http.command, http.path, body, 0.0))
+            reply = self.answer(Request(http.command, http.path, body, 0.0, raw if is_upload else None))
         except HangUp:
             return
         except HotshelfError as error:
-            reply = Reply(error.to_problem(), status=error.status)
+            reply = Reply(error.to_problem(), status=error.status, headers={"X-Hotshelf-Code": error.code})
         if reply.lines:
             self._stream(http, reply)
         else:
             data = b"" if reply.body is None else json.dumps(reply.body).encode()
             http.send_response(reply.status)
-            http.send_header("Content-Length", str(len(data)))
+            for name, text in {**reply.headers, "Content-Length": str(len(data))}.items():
+                http.send_header(name, text)
             http.end_headers()
-            http.wfile.write(data)
+            if http.command != "HEAD":
+                http.wfile.write(data)
             http.close_connection = False
 
     def _stream(self, http: BaseHTTPRequestHandler, reply: Reply) -> None:

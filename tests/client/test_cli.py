@@ -17,6 +17,7 @@ from hotshelf.cli.output import FORMATS, table
 from hotshelf.transport import Reply, Request
 from hotshelf_shared.digest import Digest
 from hotshelf_shared.errors import BY_CODE, AccessDenied, HotshelfError
+from hotshelf_shared.recipe import LoraRecipe, Recipe
 
 from .conftest import Run
 from .fakes import FakeDaemon, UnixServer
@@ -159,6 +160,21 @@ class TestTheShelf:
         shown = run("show", "s3://weights/sdxl").stdout
         assert "unet/config.json" in shown
         assert "evil.py: python code" in shown
+
+    def test_a_pipeline_is_listed_by_the_start_of_its_key_and_shown_with_what_it_is_of(
+        self, run: Run, daemon: FakeDaemon
+    ) -> None:
+        recipe = Recipe(base=REVISION, loras=(LoraRecipe(Digest.of(b"style"), 0.7),), dtype="float16")
+        pipeline = {"key": recipe.key, "recipe": recipe.to_json(), "uid": 1000, "created_at": "2026-11-21 10:00:00"}
+        snapshot = {**SNAPSHOT, "sources": [f"pipeline:{recipe.key}"]}
+        daemon.looks["GET", "/v1/snapshots"] = lambda _: Reply({"snapshots": [snapshot]})
+        assert run("ls").stdout.splitlines()[1].startswith(f"pipeline:{recipe.key[:12]}  ")
+        daemon.looks["GET", f"/v1/snapshots/pipeline%3A{recipe.key}"] = lambda _: Reply({**snapshot, "pipelines": [pipeline]})
+        shown = run("show", f"pipeline:{recipe.key}").stdout
+        assert f"sources   pipeline:{recipe.key}\n" in shown
+        assert f"{Digest.of(b'style')[:19]} at 0.7" in shown
+        assert "float16" in shown
+        assert "uid 1000" in shown
 
     def test_control_characters_from_a_bucket_do_not_reach_the_terminal(self) -> None:
         assert "\x1b" not in "".join(table(("path",), [("\x1b[2Jevil",)]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import threading
@@ -116,6 +117,67 @@ class TestEveryTransport:
         with pytest.raises(InvalidRequest):
             ask(serve(lambda _: Reply({})), "POST", "/v1/leases", {"source": object()}, deadline=soon())
 
+    def test_a_file_is_uploaded_whole(self, serve: Serve, tmp_path: Path) -> None:
+        data = bytes(range(256)) * 12_000  # several pieces
+        (tmp_path / "file").write_bytes(data)
+        seen: list[Request] = []
+
+        def take(request: Request) -> Reply:
+            seen.append(request)
+            return Reply(None, status=201)
+
+        with serve(take).connect(soon()) as channel, (tmp_path / "file").open("rb") as file:
+            assert channel.upload("/v1/blobs/a", file.fileno(), len(data), deadline=soon()) == 201
+        assert [(one.method, one.path, one.body, one.data) for one in seen] == [("PUT", "/v1/blobs/a", None, data)]
+
+    def test_an_empty_file_is_uploaded_too(self, serve: Serve, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with serve(lambda _: Reply(None, status=201)).connect(soon()) as channel, (tmp_path / "file").open("rb") as file:
+            assert channel.upload("/v1/blobs/a", file.fileno(), 0, deadline=soon()) == 201
+
+    def test_a_refused_upload_is_raised(self, serve: Serve, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(b"x" * 100)
+        way = serve(lambda _: Reply(InsufficientSpace("full").to_problem(), status=507))
+        with (
+            way.connect(soon()) as channel,
+            (tmp_path / "file").open("rb") as file,
+            pytest.raises(InsufficientSpace, match="full"),
+        ):
+            channel.upload("/v1/blobs/a", file.fileno(), 100, deadline=soon())
+
+    def test_a_file_that_became_shorter_is_the_caller_s_mistake(self, serve: Serve, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(b"x" * 100)
+        with (
+            serve(lambda _: Reply(None, status=201)).connect(soon()) as channel,
+            (tmp_path / "file").open("rb") as file,
+            pytest.raises(InvalidRequest, match="100 of 200"),
+        ):
+            channel.upload("/v1/blobs/a", file.fileno(), 200, deadline=soon())
+
+    def test_headers_are_asked_for_without_a_body(self, serve: Serve) -> None:
+        with serve(lambda _: Reply(headers={"X-Hotshelf-Size": "7"})).connect(soon()) as channel:
+            got = channel.head("/v1/blobs/a", deadline=soon())
+            assert got is not None
+            assert got["x-hotshelf-size"] == "7"
+
+    def test_what_is_not_there_has_no_headers_and_what_is_refused_says_why(self, serve: Serve) -> None:
+        def refuse(request: Request) -> Reply:
+            error: HotshelfError = NotFound() if request.path == "/none" else AccessDenied()
+            return Reply(None, status=error.status, headers={"X-Hotshelf-Code": error.code})
+
+        with serve(refuse).connect(soon()) as channel:
+            assert channel.head("/none", deadline=soon()) is None
+            with pytest.raises(AccessDenied):
+                channel.head("/secret", deadline=soon())
+
+    def test_a_refusal_without_a_code_is_no_absence(self, serve: Serve) -> None:
+        """Something else answers there: nobody may take that for "not held"."""
+        with (
+            serve(lambda _: Reply(None, status=404)).connect(soon()) as channel,
+            pytest.raises(HotshelfError, match="HEAD /v1/blobs/a was answered 404"),
+        ):
+            channel.head("/v1/blobs/a", deadline=soon())
+
     def test_an_aborted_channel_answers_no_more(self, serve: Serve) -> None:
         with serve(lambda _: Reply({})).connect(soon()) as channel:
             channel.abort()
@@ -210,6 +272,32 @@ class TestTheSocket:
     def test_a_peer_that_speaks_no_http_is_unavailable(self, raw: Raw, noise: bytes) -> None:
         with pytest.raises(DaemonUnavailable):
             ask(raw(lambda: iter([noise])), "GET", "/v1/status", deadline=soon())
+
+    def test_a_body_that_nobody_wants_is_not_sent(self, raw: Raw, tmp_path: Path) -> None:
+        """The daemon holds it already, and says so before a byte of it has gone."""
+        (tmp_path / "file").write_bytes(b"x" * (64 << 20))
+        way = raw(lambda: iter([b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"]))
+        with way.connect(soon()) as channel, (tmp_path / "file").open("rb") as file:
+            assert channel.upload("/v1/blobs/a", file.fileno(), 64 << 20, deadline=soon()) == 204
+
+    def test_an_upload_that_is_refused_half_way_says_why(self, raw: Raw, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(b"x" * (8 << 20))
+        problem = json.dumps(InsufficientSpace("the disk is full").to_problem()).encode()
+        go_ahead = b"HTTP/1.1 100 Continue\r\n\r\n"
+        answer = b"HTTP/1.1 507 Full\r\nContent-Length: %d\r\n\r\n%b" % (len(problem), problem)
+        way = raw(lambda: iter([go_ahead, answer]))
+        with (
+            way.connect(soon()) as channel,
+            (tmp_path / "file").open("rb") as file,
+            pytest.raises(InsufficientSpace, match="the disk is full"),
+        ):
+            channel.upload("/v1/blobs/a", file.fileno(), 8 << 20, deadline=soon())
+
+    def test_an_upload_to_a_daemon_that_dies_is_one_to_a_daemon_that_went_away(self, raw: Raw, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(b"x" * (8 << 20))
+        way = raw(lambda: iter([b"HTTP/1.1 100 Continue\r\n\r\n"]))
+        with way.connect(soon()) as channel, (tmp_path / "file").open("rb") as file, pytest.raises(DaemonUnavailable):
+            channel.upload("/v1/blobs/a", file.fileno(), 8 << 20, deadline=soon())
 
     def test_an_answer_without_end_is_not_read_to_its_end(self, raw: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("hotshelf.unix.MAX_ANSWER_BYTES", 1000)

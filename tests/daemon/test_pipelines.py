@@ -72,6 +72,22 @@ def folder_of(daemon: Daemon, key: str = RECIPE.key) -> pathlib.Path:
     return daemon.store / "pipelines" / key
 
 
+def evict_now(daemon: Daemon, target: str) -> Any:
+    """Whoever leases it."""
+    for row in rows(daemon, "SELECT id, uid FROM v_leases"):
+        Worker(daemon, row["uid"] or None).ask("DELETE", f"/v1/leases/{row['id']}")
+    return evict(daemon, target)
+
+
+def harm(daemon: Daemon, data: bytes) -> None:
+    """Other bytes in the file of this blob, and the daemon has noticed."""
+    name = Digest.of(data).hex
+    path = daemon.store / "blobs" / "sha256" / name[:2] / name
+    os.chmod(path, 0o640)
+    path.write_bytes(b"x" * path.stat().st_size)
+    assert granted(daemon.call("POST", "/v1/verify"))["wrong"] == [f"sha256:{name}"]
+
+
 def assert_nothing_of_pipelines(daemon: Daemon) -> None:
     assert rows(daemon, "SELECT * FROM v_pipelines") == []
     assert names_in(daemon, "pipelines") == []
@@ -281,16 +297,25 @@ def test_another_tree_for_the_same_key_is_refused_and_an_event(mine: Daemon) -> 
 def test_a_tree_that_was_damaged_gives_way(mine: Daemon) -> None:
     worker = Worker(mine)
     worker.build(RECIPE, TREE)
-    blob = Digest.of(TREE["unet/diffusion_pytorch_model.safetensors"]).hex
-    path = mine.store / "blobs" / "sha256" / blob[:2] / blob
-    os.chmod(path, 0o640)
-    path.write_bytes(b"x" * path.stat().st_size)
-    granted(mine.call("POST", "/v1/verify"))
+    harm(mine, TREE["unet/diffusion_pytorch_model.safetensors"])
     refused(worker.lease(PIPELINE), "not_found")
     refused(worker.show(RECIPE.key), "not_found")
     worker.hand_in(other_tree())
     assert worker.bind(RECIPE, other_tree()).status == 201
     assert tree_of(mine, granted(worker.lease(PIPELINE))) == other_tree()
+
+
+@pytest.mark.root
+def test_a_tree_that_another_made_whole_again_is_still_whose_it_was(team: Daemon) -> None:
+    trusted, other = Worker(team), Worker(team, WORKER)
+    trusted.build(RECIPE, TREE)
+    harm(team, TREE["unet/config.json"])
+    other.hand_in(TREE)
+    assert other.bind(RECIPE, TREE).status == 201
+    assert granted(other.show(RECIPE.key))["uid"] == os.getuid()
+    assert tree_of(team, granted(Worker(team, OTHER).lease(PIPELINE))) == TREE
+    assert granted(evict_now(team, PIPELINE))["freed_bytes"] == sum(objects.manifest_of(TREE).blobs().values())
+    assert blobs_on_disk(team) == {}  # nothing that was handed in still waits to be bound
 
 
 def test_a_snapshot_removed_by_hand_is_laid_out_anew(mine: Daemon) -> None:
@@ -434,6 +459,7 @@ def test_a_pipeline_can_be_pinned_and_shown_by_its_source(mine: Daemon) -> None:
     refused(evict(mine, PIPELINE), "in_use")
     shown = granted(mine.call("GET", f"/v1/snapshots/{target}"))
     assert (shown["sources"], shown["pinned"]) == ([PIPELINE], True)
+    assert [(one["key"], one["recipe"]) for one in shown["pipelines"]] == [(RECIPE.key, RECIPE.to_json())]
 
 
 # ---- restarts

@@ -25,6 +25,7 @@ from tests.conftest import BUCKET
 from tests.daemon.conftest import MakeDaemon, Put
 from tests.daemon.looking import granted, refused, rows, tree_of
 from tests.daemon.peers import Somebody
+from tests.daemon.workers import Worker, recipe_of
 from tests.daemon_process import Daemon, call
 from tests.servers.child import StartFailed
 from tests.servers.recorder import Recorder
@@ -454,9 +455,24 @@ def test_openapi_s_schemas_fit_what_is_answered(shared: Daemon, put: Put) -> Non
     schemas = granted(shared.call("GET", "/v1/openapi.json"))["components"]["schemas"]
     lease = granted(shared.acquire(put({"a.safetensors": b"a" * 200})))
     assert set(schemas["Lease"]["required"]) <= set(lease)
+    worker = Worker(shared)
+    pipeline = worker.build(recipe_of("openapi"), {"a.safetensors": b"a" * 200, "model_index.json": b"{}"})
+    assert set(schemas["Pipeline"]["required"]) == set(schemas["Pipeline"]["properties"]) == set(pipeline)
+    assert set(schemas["Recipe"]["properties"]) == set(pipeline["recipe"])
     problem = refused(shared.acquire("no-such-name"), "not_found")
     assert set(schemas["Problem"]["required"]) <= set(problem)
     assert problem["code"] in schemas["Problem"]["properties"]["code"]["enum"]
+
+
+def test_openapi_says_how_bytes_are_handed_in(shared: Daemon) -> None:
+    paths = granted(shared.call("GET", "/v1/openapi.json"))["paths"]
+    put = paths["/v1/blobs/{digest}"]["put"]
+    assert set(put["responses"]) == {"201", "204", "default"}
+    assert list(put["requestBody"]["content"]) == ["application/octet-stream"]
+    assert "X-Hotshelf-Size" in paths["/v1/blobs/{digest}"]["head"]["responses"]["200"]["headers"]
+    bind = paths["/v1/pipelines/{key}"]["put"]
+    assert set(bind["responses"]) == {"200", "201", "default"}
+    assert bind["requestBody"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Bind"}
 
 
 def test_a_connection_may_carry_many_requests(shared: Daemon) -> None:

@@ -10,12 +10,15 @@ import logging
 import os
 import pathlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from hotshelf_daemon import app
 from hotshelf_daemon.config import load
+from hotshelf_shared.digest import Digest
+from hotshelf_shared.recipe import Recipe
+from tests import objects
 from tests.daemon_process import Reply, call
 from tests.waiting import wait_until
 
@@ -35,6 +38,14 @@ class Inside:
 
     def evict(self, revision: str) -> None:
         self._good(call(self.socket, "DELETE", f"/v1/snapshots/{revision}"))
+
+    def bind(self, recipe: Recipe, tree: Mapping[str, bytes]) -> dict[str, Any]:
+        """Hands the tree in, binds it and leases it."""
+        for data in tree.values():
+            self._good(call(self.socket, "PUT", f"/v1/blobs/{Digest.of(data)}", data))
+        body = {"recipe": recipe.to_json(), "manifest": objects.manifest_of(tree).to_json()}
+        self._good(call(self.socket, "PUT", f"/v1/pipelines/{recipe.key}", body))
+        return self._good(call(self.socket, "POST", "/v1/leases", {"source": f"pipeline:{recipe.key}"})).body
 
     def is_ready(self) -> bool:
         try:

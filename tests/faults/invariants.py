@@ -14,6 +14,7 @@ from hotshelf_daemon import app
 from hotshelf_daemon.config import load
 from hotshelf_daemon.metrics import Metrics
 from hotshelf_daemon.recover import recover
+from hotshelf_shared.built import Built
 from hotshelf_shared.digest import Digest
 from hotshelf_shared.errors import HotshelfError
 from hotshelf_shared.manifest import FileEntry, Manifest
@@ -43,6 +44,16 @@ def visible_wrongs(store: pathlib.Path) -> Iterator[str]:
             yield f"the visible snapshot {folder.name} has a broken link"
         elif revision_of(folder, links) != f"sha256:{folder.name}":
             yield f"the visible snapshot {folder.name} is not all there"
+    for folder in sorted((store / "pipelines").glob("*")):
+        try:
+            built = Built.parse((folder / "build.json").read_bytes(), folder.name)
+        except (OSError, HotshelfError) as error:
+            yield f"the visible pipeline {folder.name} has no good document: {error}"
+            continue
+        if (folder / "snapshot").resolve() != (store / "snapshots" / built.revision.hex).resolve():
+            yield f"the visible pipeline {folder.name} leads to another snapshot"
+        if not (folder / "snapshot").is_dir():
+            yield f"the visible pipeline {folder.name} leads nowhere"
 
 
 def revision_of(folder: pathlib.Path, links: list[pathlib.Path]) -> str:
@@ -88,6 +99,10 @@ def _index_wrongs(store: pathlib.Path, index: sqlite3.Connection, promises: Iter
     for revision in sorted(states):
         if states[revision] == "ready":
             yield from _snapshot_wrongs(store, index, revision)
+    bound = dict(index.execute("SELECT key, revision FROM v_pipelines").fetchall())
+    if sorted(bound) != (there := sorted(os.listdir(store / "pipelines"))):
+        yield f"the index knows the pipelines {sorted(bound)}, the disk {there}"
+    yield from (f"the pipeline {key} has no snapshot" for key, revision in sorted(bound.items()) if revision not in states)
     for promise in promises:
         if states.get(promise.revision) != "ready":
             yield f"the acknowledged {promise.revision} is {states.get(promise.revision, 'lost')}"

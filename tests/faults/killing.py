@@ -27,6 +27,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hotshelf_shared.digest import Digest
+from hotshelf_shared.recipe import Recipe
 from tests import objects
 from tests.faults.inside import Inside, run_inside
 from tests.faults.invariants import Promise, litter, visible_wrongs, wrongs_after_restart
@@ -119,7 +121,36 @@ class Evict(Scenario):
         self.deed(daemon)
 
 
-SCENARIOS: dict[str, type[Scenario]] = {"acquire": Acquire, "evict": Evict}
+class Bind(Scenario):
+    """A worker hands in what it built (one blob is held already), binds it and leases it."""
+
+    recipe = Recipe(base=Digest.of(b"base"))
+
+    def prepare(self, daemon: Inside) -> None:
+        self.promise(daemon.acquire("kept"))
+
+    def deed(self, daemon: Inside) -> None:
+        lease = daemon.bind(self.recipe, self.trees["deed"])
+        self.promise(lease)
+        assert objects.read(self.store / lease["path"]) == self.trees["deed"]
+
+
+class Unbind(Bind):
+    """An eviction of a pipeline."""
+
+    def prepare(self, daemon: Inside) -> None:
+        super().prepare(daemon)
+        daemon.release(daemon.bind(self.recipe, self.trees["deed"]))
+
+    def deed(self, daemon: Inside) -> None:
+        daemon.evict(objects.manifest_of(self.trees["deed"]).revision)
+
+    def again(self, daemon: Inside) -> None:
+        daemon.release(daemon.bind(self.recipe, self.trees["deed"]))
+        self.deed(daemon)
+
+
+SCENARIOS: dict[str, type[Scenario]] = {"acquire": Acquire, "evict": Evict, "bind": Bind, "unbind": Unbind}
 
 
 # ---- processes

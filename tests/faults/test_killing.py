@@ -57,7 +57,23 @@ def test_a_daemon_killed_anywhere_in_an_eviction_leaves_a_store_that_the_next_on
     assert sum(bool(one["killed"]) for one in found) >= 15
 
 
+def test_a_daemon_killed_anywhere_in_a_hand_in_leaves_a_store_that_the_next_one_puts_right(scratch: pathlib.Path) -> None:
+    found = kill_everywhere("bind", scratch, stride=STRIDE)
+    assert wrongs(found) == []
+    killed = {one["point"]["call"] for one in found if one["killed"]}  # type: ignore[index]
+    assert killed >= DURABLE
+    assert sum(bool(one["killed"]) for one in found) >= 60
+
+
+def test_a_daemon_killed_anywhere_in_evicting_a_pipeline_leaves_a_store_that_the_next_one_puts_right(
+    scratch: pathlib.Path,
+) -> None:
+    found = kill_everywhere("unbind", scratch, stride=STRIDE)
+    assert wrongs(found) == []
+    assert sum(bool(one["killed"]) for one in found) >= 15
+
+
 @pytest.mark.soak
-@pytest.mark.parametrize("scenario", ["acquire", "evict"])
+@pytest.mark.parametrize("scenario", ["acquire", "evict", "bind", "unbind"])
 def test_no_write_of_the_index_is_a_bad_moment_either(scratch: pathlib.Path, scenario: str) -> None:
     assert wrongs(kill_everywhere(scenario, scratch, stride=1)) == []

@@ -70,6 +70,11 @@ def short(revision: object) -> str:
     return str(revision)[:19]
 
 
+def named(sources: Iterable[str]) -> str:
+    """The sources of a snapshot in a table's cell. A pipeline's key is cut as a revision is: `show` has it whole."""
+    return ", ".join(one[:21] if one.startswith("pipeline:") else one for one in sources) or "-"
+
+
 def _plain(cell: object) -> str:
     text = "" if cell is None else "yes" if cell is True else "" if cell is False else str(cell)
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)  # names come from buckets

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from hotshelf.cli.output import Output, short, size, table
+from hotshelf.cli.output import Output, named, short, size, table
 from hotshelf.cli.verb import client, verb
 from hotshelf_shared.errors import InUse, NotFound
 from hotshelf_shared.source import Source
@@ -20,7 +20,7 @@ def ls(out: Output) -> None:
     found = client().snapshots()
     rows = [
         (
-            ", ".join(one.get("sources", ())) or "-",
+            named(one.get("sources", ())),
             short(one["revision"]),
             size(one["size"]),
             one["files"],
@@ -46,6 +46,7 @@ def show(out: Output, *, name: str) -> None:
     human = [
         f"revision  {found['revision']}",
         f"sources   {', '.join(found.get('sources', ())) or '-'}",
+        *(f"pipeline  {line}" for one in found.get("pipelines", ()) for line in _of_pipeline(one)),
         f"path      {found['path']}",
         f"state     {found['state']}, {held}",
         f"used      {found['last_used_at']} UTC",
@@ -55,6 +56,17 @@ def show(out: Output, *, name: str) -> None:
         *table(("size", "digest", "path"), ((one["size"], short(one["digest"]), one["path"]) for one in found["manifest"])),
     ]
     out.result(found, human=human, quiet=[found["revision"]])
+
+
+def _of_pipeline(one: dict[str, Any]) -> list[str]:
+    """What it was built from, and by whom."""
+    recipe = one["recipe"]
+    loras = [f"{short(digest)} at {scale}" for digest, scale in recipe["loras"]]
+    return [
+        one["key"],
+        f"  base {short(recipe['base'])}, {recipe['dtype'] or 'dtype as it came'}{''.join(f', LoRA {lora}' for lora in loras)}",
+        f"  built by uid {one['uid']}, bound {one['created_at']} UTC",
+    ]
 
 
 @verb("pin", example="hotshelf pin sdxl")

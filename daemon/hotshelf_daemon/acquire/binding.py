@@ -11,6 +11,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from hotshelf_daemon import policy
@@ -23,7 +24,6 @@ from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.materialize import Binding, BlobsGone, materialize
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import blobs as files
-from hotshelf_daemon.store import trees
 from hotshelf_shared.built import BindRequest, Built
 from hotshelf_shared.digest import Digest
 from hotshelf_shared.errors import Conflict, InvalidRequest, MissingBlobs, UnsafeContent
@@ -99,8 +99,6 @@ class Binder:
 
     async def _is_bound(self, built: Built) -> bool:
         """Whether nothing is left to do but to remember the builder: the key stands for this very tree."""
-        if not trees.is_there(self._shelf.layout, built.revision):
-            return False
 
         def remember(db: sqlite3.Connection) -> bool:
             row = pipelines.find(db, built.key)
@@ -116,6 +114,9 @@ class Binder:
         return await self._shelf.index.write(remember, durable=True)
 
     async def _bind(self, want: Want, built: Built) -> None:
+        builder, before = built.uid, self._shelf.index.read(lambda db: pipelines.find(db, built.key))
+        if before is not None and before.revision == built.revision and not self._shelf.trusts(builder):
+            built = replace(built, uid=before.uid)  # made whole again, and still whose it was
         ref = RefRow(
             wish=want.key,
             source=str(want.source),
@@ -127,15 +128,14 @@ class Binder:
             kind="tree",
             flipped_at=time.time(),
         )
-        before = self._shelf.index.read(lambda db: pipelines.find(db, built.key))
         try:
-            await materialize(self._shelf, built.tree, ref, binding=Binding(built))
+            await materialize(self._shelf, built.tree, ref, binding=Binding(built, builder))
         except BlobsGone as gone:
             raise _missing(gone.digests) from gone
         except Conflict as conflict:
-            await self._tell("pipeline_conflict", want, f"uid {built.uid}: {conflict.message}")
+            await self._tell("pipeline_conflict", want, f"uid {builder}: {conflict.message}")
             raise
-        if before is not None and before.is_ready:
+        if before is not None and before.is_ready and before.revision != built.revision:
             await self._tell(
                 "pipeline_replaced", want, f"uid {built.uid} bound {built.revision}, uid {before.uid} {before.revision}"
             )

@@ -41,7 +41,11 @@ class HandIns:
 
     async def hold(self, digest: Digest, *, uid: int) -> int | None:
         """The size of a held blob, which is a root for this uid from now on; None when it is not held."""
-        size = await self._shelf.index.write_brief(lambda db: handed_in.hold(db, digest, uid))
+        try:
+            size = await self._shelf.index.write_brief(lambda db: handed_in.hold(db, digest, uid))
+        except asyncio.CancelledError:
+            self._extend(digest, uid)  # it may be a root by now, or become one: never without a deadline
+            raise
         if size is not None:
             self._extend(digest, uid)
         return size
@@ -58,8 +62,10 @@ class HandIns:
             except BaseException:
                 await asyncio.shield(asyncio.create_task(self._receiver.drop(row)))
                 raise
-            await self._receiver.receive(row, digest, body, uid=uid)
-        self._extend(digest, uid)
+            try:
+                await self._receiver.receive(row, digest, body, uid=uid)
+            finally:
+                self._extend(digest, uid)  # also when it fails: a worker may go as its blob is committed
 
     async def _reserve(self, row: IngestRow) -> None:
         async with self._shelf.hand:

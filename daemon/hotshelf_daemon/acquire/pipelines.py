@@ -7,6 +7,7 @@ to everybody when a trusted uid did. To anybody else it is as if it were not the
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -114,7 +115,7 @@ def _shown(built: Built) -> dict[str, Any]:
         "revision": built.revision,
         "recipe": built.recipe.to_json(),
         "uid": built.uid,
-        "created_at": None,
+        "created_at": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(built.created_at)),
         "build": dict(built.build),
         "files": len(built.tree),
         "bytes": built.tree.size,

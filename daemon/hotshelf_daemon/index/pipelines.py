@@ -73,6 +73,7 @@ def keys(db: sqlite3.Connection) -> list[str]:
 
 def put(db: sqlite3.Connection, one: Built, *, published_to: str | None = None) -> list[str]:
     """Binds the key to this tree, whatever it was bound to before. The wishes of refs that named another tree, dropped."""
+    before = find(db, one.key)
     stale = [row.wish for row in _refs(db, one.key) if row.revision != one.revision]
     snapshots.drop_refs(db, stale)
     db.execute(
@@ -89,7 +90,10 @@ def put(db: sqlite3.Connection, one: Built, *, published_to: str | None = None) 
             published_to,
         ),
     )
-    db.execute("DELETE FROM pipeline_builders WHERE key = ?", (one.key,))
+    if before is None or before.revision != one.revision:
+        db.execute("DELETE FROM pipeline_builders WHERE key = ?", (one.key,))
+    else:
+        add_builder(db, one.key, before.uid)  # who built the same tree before goes on being one who did
     # As if it had just been leased: what was built a moment ago must not be the first to go.
     db.execute(
         "UPDATE snapshots SET last_grant = max(last_grant, (SELECT seq FROM sqlite_sequence WHERE name = 'leases'))"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -176,7 +176,10 @@ async def _body(request: web.Request, *known: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`admin` calls need `admin_uids`; one that `streams` says itself when a body that awaits it may come."""
+    """`admin` calls need `admin_uids`; one that `streams` says itself when a body that awaits it may come.
+
+    `also` are good statuses besides 200, and what they mean.
+    """
 
     method: str
     path: str
@@ -184,6 +187,7 @@ class Route:
     summary: str
     admin: bool = False
     streams: bool = False
+    also: Mapping[str, str] = field(default_factory=dict)
 
 
 ROUTES = (

@@ -105,7 +105,20 @@ async def _read(request: web.Request, limit: int) -> bytes:
 
 ROUTES = (
     Route("HEAD", "/v1/blobs/{digest}", look_at_blob, "Whether a blob is held; keeps it for whoever asks, for a while."),
-    Route("PUT", "/v1/blobs/{digest}", hand_in, "Hand a blob in; Content-Length is required.", streams=True),
+    Route(
+        "PUT",
+        "/v1/blobs/{digest}",
+        hand_in,
+        "Hand a blob in; Content-Length is required.",
+        streams=True,
+        also={"201": "It came, and is held.", "204": "It was held already."},
+    ),
     Route("GET", "/v1/pipelines/{key}", show_pipeline, "Show a pipeline that the caller may lease."),
-    Route("PUT", "/v1/pipelines/{key}", bind, "Bind a tree over held blobs to the key of its recipe."),
+    Route(
+        "PUT",
+        "/v1/pipelines/{key}",
+        bind,
+        "Bind a tree over held blobs to the key of its recipe.",
+        also={"201": "It is bound; 200 says that it was."},
+    ),
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 from hotshelf_daemon.server.calls import Route
 from hotshelf_shared import errors, wire
+from hotshelf_shared.recipe import FORMAT_VERSION
 
 _DIGEST = {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"}
 _GLOBS = {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
@@ -62,8 +63,77 @@ _SCHEMAS: dict[str, Any] = {
         },
     },
 }
-_BODIES = {("POST", "/v1/leases"): "Acquire", ("POST", "/v1/leases/renew"): "Renew"}
-_ANSWERS = {("POST", "/v1/leases"): "Lease"}
+_SCHEMAS |= {
+    "Recipe": {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["base", "format"],
+        "properties": {
+            "base": _DIGEST,
+            "components": {"type": "object", "additionalProperties": _DIGEST},
+            "single_file": {"type": ["object", "null"]},
+            "loras": {"type": "array", "items": {"type": "array", "minItems": 2, "maxItems": 2, "items": {}}},
+            "lora_mode": {"type": "string"},
+            "dtype": {"type": ["string", "null"]},
+            "variant": {"type": ["string", "null"]},
+            "quantization": {"type": ["object", "null"]},
+            "format": {"const": FORMAT_VERSION},
+        },
+    },
+    "Bind": {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["recipe", "manifest"],
+        "properties": {
+            "recipe": {"$ref": "#/components/schemas/Recipe"},
+            "manifest": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["version", "files"],
+                "properties": {
+                    "version": {"const": 1},
+                    "files": {
+                        "type": "object",
+                        "minProperties": 1,
+                        "additionalProperties": {
+                            "type": "object",
+                            "additionalProperties": False,
+                            "required": ["digest", "size"],
+                            "properties": {"digest": _DIGEST, "size": {"type": "integer", "minimum": 0}},
+                        },
+                    },
+                },
+            },
+            "build": {"type": "object"},
+        },
+    },
+    "Pipeline": {
+        "type": "object",
+        "required": ["key", "revision", "recipe", "uid", "created_at", "build", "files", "bytes", "path", "held"],
+        "properties": {
+            "key": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+            "revision": _DIGEST,
+            "recipe": {"$ref": "#/components/schemas/Recipe"},
+            "uid": {"type": "integer"},
+            "created_at": {"type": "string"},
+            "build": {"type": "object"},
+            "files": {"type": "integer"},
+            "bytes": {"type": "integer"},
+            "path": {"type": ["string", "null"]},
+            "held": {"type": "boolean"},
+        },
+    },
+}
+_BODIES = {
+    ("POST", "/v1/leases"): "Acquire",
+    ("POST", "/v1/leases/renew"): "Renew",
+    ("PUT", "/v1/pipelines/{key}"): "Bind",
+}
+_ANSWERS = {
+    ("POST", "/v1/leases"): "Lease",
+    ("GET", "/v1/pipelines/{key}"): "Pipeline",
+    ("PUT", "/v1/pipelines/{key}"): "Pipeline",
+}
 
 
 def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
@@ -83,7 +153,10 @@ def _operation(route: Route, path: str) -> dict[str, Any]:
     key = (route.method, route.path)
     answer: dict[str, Any] = {"description": "Done."}
     if name := _ANSWERS.get(key):
-        answer["content"] = {wire.JSON: {"schema": {"$ref": f"#/components/schemas/{name}"}}, wire.NDJSON: {}}
+        answer["content"] = {wire.JSON: {"schema": {"$ref": f"#/components/schemas/{name}"}}}
+        answer["content"] |= {wire.NDJSON: {}} if name == "Lease" else {}
+    if route.method == "HEAD":
+        answer["headers"] = {wire.SIZE_HEADER: {"schema": {"type": "integer"}}}
     problem = {wire.PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     operation: dict[str, Any] = {
         "operationId": route.call.__name__,
@@ -94,6 +167,11 @@ def _operation(route: Route, path: str) -> dict[str, Any]:
         ],
         "responses": {"200": answer, "default": {"description": "A typed error.", "content": problem}},
     }
+    if route.streams:
+        operation["requestBody"] = {"required": True, "content": {wire.BYTES: {}}}
+        del operation["responses"]["200"]
+    for status, means in route.also.items():
+        operation["responses"][status] = {**answer, "description": means}
     if body := _BODIES.get(key):
         operation["requestBody"] = {
             "required": True,

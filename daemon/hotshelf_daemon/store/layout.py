@@ -19,6 +19,7 @@ from hotshelf_daemon.store import durable
 from hotshelf_shared.errors import BadConfiguration
 
 LOCK = ".lock"
+_ON_ONE_DEVICE = ("blobs/sha256", "snapshots", "manifests", "pipelines", "ingest", "trash")
 FOLDERS = ("blobs", "manifests", "refs", "pins", "snapshots", "pipelines", "bundles", "hub", "ingest", "trash", "quarantine")
 
 
@@ -142,7 +143,7 @@ class Layout:
 
     def _check_devices(self) -> None:
         """Renames are the commit: everything that is renamed must lie on one file system."""
-        devices = {name: os.fstat(self[name]).st_dev for name in ("blobs/sha256", "snapshots", "manifests", "ingest", "trash")}
+        devices = {name: os.fstat(self[name]).st_dev for name in _ON_ONE_DEVICE}
         if len(set(devices.values())) > 1:
             raise BadConfiguration(
                 f"folders of the store {self.root} lie on different file systems",

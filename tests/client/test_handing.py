@@ -1,0 +1,140 @@
+"""A worker hands in what it built, through `Client` and `AsyncClient`; last, to a real daemon."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hotshelf.aio import AsyncClient
+from hotshelf.client import Client
+from hotshelf.transport import MemoryTransport, Reply, Request
+from hotshelf_shared.digest import Digest
+from hotshelf_shared.errors import Conflict, HotshelfError, IntegrityError, InvalidRequest, MissingBlobs, NotFound
+from hotshelf_shared.recipe import Recipe
+from tests import objects
+from tests.daemon_process import Daemon
+
+from .fakes import FakeDaemon
+
+DATA = b"weights"
+BLOB = f"/v1/blobs/{Digest.of(DATA)}"
+RECIPE = Recipe(base=Digest.of(b"base"))
+AT = f"/v1/pipelines/{RECIPE.key}"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "file"
+    path.write_bytes(DATA)
+    return path
+
+
+def test_whether_a_blob_is_held(client: Client, daemon: FakeDaemon) -> None:
+    assert client.has_blob(Digest.of(DATA)) is False
+    daemon.looks["HEAD", BLOB] = lambda _: Reply(headers={"X-Hotshelf-Size": "7"})
+    assert client.has_blob(Digest.of(DATA)) is True
+    with pytest.raises(InvalidRequest):
+        client.has_blob("../status")
+
+
+def test_a_file_is_handed_in_once(client: Client, daemon: FakeDaemon, file: Path) -> None:
+    daemon.looks["PUT", BLOB] = lambda _: Reply(None, status=201)
+    assert client.put_blob(Digest.of(DATA), file) is True
+    assert daemon.asked("PUT", BLOB).data == DATA
+    daemon.looks["PUT", BLOB] = lambda _: Reply(None, status=204)
+    assert client.put_blob(Digest.of(DATA), str(file)) is False
+
+
+@pytest.mark.parametrize("name", ["nowhere", "."])
+def test_what_is_no_file_is_refused_by_its_name(client: Client, tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidRequest, match=str(tmp_path)):
+        client.put_blob(Digest.of(DATA), tmp_path / name)
+
+
+def test_what_the_daemon_says_to_a_blob_is_raised(client: Client, daemon: FakeDaemon, file: Path) -> None:
+    def refuse(_: Request) -> Reply:
+        raise IntegrityError("other bytes")
+
+    daemon.looks["PUT", BLOB] = refuse
+    with pytest.raises(IntegrityError, match="other bytes"):
+        client.put_blob(Digest.of(DATA), file)
+
+
+def test_a_pipeline_is_sent_as_it_was_given(client: Client, daemon: FakeDaemon) -> None:
+    daemon.looks["PUT", AT] = lambda _: Reply({"key": RECIPE.key}, status=201)
+    manifest = objects.manifest_of({"a": DATA})
+    assert client.put_pipeline(RECIPE.key, RECIPE, manifest, {"torch": "2"}) == {"key": RECIPE.key}
+    sent = {"recipe": RECIPE.to_json(), "manifest": manifest.to_json(), "build": {"torch": "2"}}
+    assert daemon.asked("PUT", AT).body == sent
+    client.put_pipeline(RECIPE.key, RECIPE.to_json(), manifest.to_json())
+    del sent["build"]
+    assert daemon.asked("PUT", AT).body == sent
+
+
+@pytest.mark.parametrize("error", [MissingBlobs("two are", missing=["sha256:12"]), Conflict("another was first")])
+def test_what_the_daemon_says_to_a_pipeline_is_raised(client: Client, daemon: FakeDaemon, error: HotshelfError) -> None:
+    def refuse(_: Request) -> Reply:
+        raise error
+
+    daemon.looks["PUT", AT] = refuse
+    with pytest.raises(type(error)) as caught:
+        client.put_pipeline(RECIPE.key, RECIPE, objects.manifest_of({"a": DATA}))
+    assert caught.value.details == error.details
+
+
+def test_a_pipeline_is_shown_or_not_found(client: Client, daemon: FakeDaemon) -> None:
+    with pytest.raises(NotFound):
+        client.pipeline(RECIPE.key)
+    daemon.looks["GET", AT] = lambda _: Reply({"key": RECIPE.key})
+    assert client.pipeline(RECIPE.key) == {"key": RECIPE.key}
+    with pytest.raises(InvalidRequest):
+        client.pipeline("../status")
+
+
+def test_it_is_the_same_over_memory(file: Path) -> None:
+    def answer(request: Request) -> Reply:
+        if request.method == "HEAD":
+            return Reply(status=404, headers={"X-Hotshelf-Code": "not_found"})
+        return Reply(None, status=201) if request.data == DATA else Reply({"saw": request.path})
+
+    client = Client(transport=MemoryTransport(answer))
+    assert client.has_blob(Digest.of(DATA)) is False
+    assert client.put_blob(Digest.of(DATA), file) is True
+    assert client.pipeline(RECIPE.key) == {"saw": AT}
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["Client", "AsyncClient"])
+def test_what_one_worker_hands_in_another_leases(
+    make_daemon: Callable[..., Daemon], tmp_path: Path, asynchronous: bool
+) -> None:
+    daemon = make_daemon()
+    tree = objects.model("handed in", unet=5 << 20)
+    objects.write(tmp_path / "built", tree)
+    manifest = objects.manifest_of(tree)
+
+    def plain() -> None:
+        client = Client(daemon.socket, daemon.store)
+        for path, entry in manifest.items():
+            assert client.put_blob(entry.digest, tmp_path / "built" / path)
+            assert client.has_blob(entry.digest)
+            assert not client.put_blob(entry.digest, tmp_path / "built" / path)
+        told = client.put_pipeline(RECIPE.key, RECIPE, manifest, {"seconds": 1.5})
+        assert client.pipeline(RECIPE.key) == told
+
+    async def awaited() -> None:
+        client = AsyncClient(daemon.socket, daemon.store)
+        for path, entry in manifest.items():
+            assert await client.put_blob(entry.digest, tmp_path / "built" / path)
+            assert await client.has_blob(entry.digest)
+        told = await client.put_pipeline(RECIPE.key, RECIPE, manifest, {"seconds": 1.5})
+        assert await client.pipeline(RECIPE.key) == told
+
+    if asynchronous:
+        asyncio.run(awaited())
+    else:
+        plain()
+    with Client(daemon.socket, daemon.store).acquire(f"pipeline:{RECIPE.key}") as lease:
+        assert objects.read(lease.path) == tree
