@@ -6,6 +6,7 @@ and peft patch torch globally while they construct modules. Drawing needs no loc
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Mapping
@@ -32,11 +33,20 @@ def import_libraries() -> float:
             import torch  # noqa: F401
 
             _ = diffusers.DiffusionPipeline  # lazily imported by diffusers: now, while files arrive, and not later
+            _prepare_transformers()
     except ImportError as error:
         raise HotshelfError(
             f"load_pipeline needs {error.name}", hint="pip install 'hotshelf[worker]' in the worker's environment."
         ) from error
     return time.monotonic() - began
+
+
+def _prepare_transformers() -> None:
+    """transformers 5 compiles a thousand expressions when it first loads anything, for 0.15 s: while files arrive, too."""
+    with contextlib.suppress(Exception):  # a version that has none of it needs none of it
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+        get_checkpoint_conversion_mapping("clip")
 
 
 def resolve_device(device: str | None) -> str | None:

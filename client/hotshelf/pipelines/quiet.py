@@ -1,7 +1,7 @@
-"""Silence, of the garbage collector too, while a pipeline is built: a worker's stderr is for the worker, not for progress bars and general advice.
+"""Silence while a pipeline is built: a worker's stderr is for the worker, not for progress bars and general advice.
 
-What matters of that advice is checked by us and is an error. The settings are the process's, so they are changed only
-while the caller holds the lock under which everything is built, and put back.
+The garbage collector is silent too. What matters of that advice is checked by us and is an error. The settings are the
+process's, so they are changed only while the caller holds the lock under which everything is built, and put back.
 """
 
 from __future__ import annotations

@@ -35,17 +35,21 @@ def share(module: M) -> M:
     _guard_merging()
     _guard_loading(module)
     memo: dict[int, Any] = {}
-    for parameter in module.parameters():
-        memo[id(parameter)] = _marked(torch.nn.Parameter(parameter.detach(), parameter.requires_grad), parameter)
-    for buffer in module.buffers():
-        memo[id(buffer)] = _marked(buffer.detach(), buffer)
-    _copy_structure(module, memo)
+    parts = list(module.modules())
+    for part in parts:
+        for parameter in part._parameters.values():
+            if parameter is not None and id(parameter) not in memo:
+                memo[id(parameter)] = _marked(torch.nn.Parameter(parameter.detach(), parameter.requires_grad), parameter)
+        for buffer in part._buffers.values():
+            if buffer is not None and id(buffer) not in memo:
+                memo[id(buffer)] = _marked(buffer.detach(), buffer)
+    _copy_structure(parts, memo)
     return copy.deepcopy(module, memo)
 
 
-def _copy_structure(module: torch.nn.Module, memo: dict[int, Any]) -> None:
+def _copy_structure(parts: Iterable[torch.nn.Module], memo: dict[int, Any]) -> None:
     """What deepcopy would do for every module of ordinary make, in a fifth of its time; the rest is left to deepcopy."""
-    ordinary = [(part, kind) for part in module.modules() if _is_ordinary(kind := _class_of(part))]
+    ordinary = [(part, kind) for part in parts if _is_ordinary(kind := _class_of(part))]
     for part, kind in ordinary:
         memo[id(part)] = kind.__new__(kind)
     for part, _ in ordinary:
