@@ -18,7 +18,7 @@ from hotshelf.pipelines.memory import BaseKey, ComponentKey, PipelineCache
 from hotshelf.pipelines.offloading import offload
 from hotshelf.pipelines.order import PipelineOrder
 from hotshelf.pipelines.quiet import quietly
-from hotshelf.pipelines.sharing import share
+from hotshelf.pipelines.sharing import duplicate, is_shareable, share
 from hotshelf_shared.digest import Digest
 from hotshelf_shared.errors import HotshelfError
 
@@ -100,10 +100,11 @@ def _foundation(order: PipelineOrder, files: Files, cache: PipelineCache | None)
     with cache.building(base), constructing, quietly():
         kept = {name: module for name, key in keys.items() if (module := cache.get(key)) is not None}
         pipe = _loaded(order, files, {name: share(module) for name, module in kept.items()}, frozenset(keys))
-        fresh = {name: share(part) for name, part in modules_of(pipe).items() if name in keys and name not in kept}
-        keys = {name: key for name, key in keys.items() if name in kept or name in fresh}
-        cache.keep(base, keys, kept | fresh, files.base_leases)
-        return Foundation(pipe, "memory" if not fresh else "built" if files.snapshot is None else "snapshot")
+        fresh = {name: share(part) for name, part in _shareable(pipe).items() if name in keys and name not in kept}
+        there = kept | fresh
+        whole = all(name in there for name in modules_of(pipe) if name in keys)
+        cache.keep(base, {name: key for name, key in keys.items() if name in there}, there, files.base_leases)
+        return Foundation(pipe, "memory" if whole and not fresh else "built" if files.snapshot is None else "snapshot")
 
 
 def _fused(order: PipelineOrder, files: Files, cache: PipelineCache | None) -> Foundation:
@@ -127,7 +128,7 @@ def _fused(order: PipelineOrder, files: Files, cache: PipelineCache | None) -> F
         if kept is None:
             mine = {name: _fused_key(key, name, base) if name in found.fused else key for name, key in keys.items()}
             with constructing:
-                modules = {name: share(part) for name, part in modules_of(found.pipe).items() if name in keys}
+                modules = {name: share(part) for name, part in _shareable(found.pipe).items() if name in keys}
             cache.keep(base, {name: mine[name] for name in modules}, modules, files.base_leases)
         return found
 
@@ -148,13 +149,20 @@ def _fuse(order: PipelineOrder, files: Files, cache: PipelineCache | None) -> Fo
     return Foundation(clean.pipe, "built", fused)
 
 
+def _shareable(pipe: Any) -> Modules:
+    return {name: part for name, part in modules_of(pipe).items() if is_shareable(part)}
+
+
 def _fused_key(key: ComponentKey, name: str, base: BaseKey) -> ComponentKey:
     return replace(key, digest=Digest.of(f"{base.foundation}/{name}".encode()))
 
 
-def _again(found: Foundation) -> Foundation:
-    """The same foundation as another object over the same weights."""
-    parts = {name: share(part) for name, part in modules_of(found.pipe).items()}
+def _again(found: Foundation) -> Foundation | None:
+    """The same foundation as another object over the same weights; None where a quantizer's cannot be had twice."""
+    try:
+        parts = {name: duplicate(part) for name, part in modules_of(found.pipe).items()}
+    except RuntimeError:
+        return None
     return Foundation(type(found.pipe)(**{**found.pipe.components, **parts}), found.served_from, found.fused)
 
 

@@ -42,12 +42,21 @@ class Keeping:
             self.report |= {"state": "loaded", "key": recipes.foundation(self._order, self._files).key}
         clean = built.clean
         if clean is None:
+            if self.wanted and built.served_from == "built":
+                self._give_up()
             return
         if self._order.snapshot is True:
             self._save(clean, built.phases)
             return
         self.report["state"] = "saving"
         background.submit(lambda: self._try_to_save(clean, dict(built.phases)))
+
+    def _give_up(self) -> None:
+        """Raises HotshelfError when it was asked for."""
+        why = "its quantized weights cannot be copied, so nothing can be saved while it is used"
+        if self._order.snapshot is True:
+            raise HotshelfError(f"the pipeline cannot be saved: {why}", hint="Use snapshot=False with this quantization.")
+        self.report |= {"state": "failed", "why": why}
 
     def _try_to_save(self, clean: Foundation, seconds: dict[str, float]) -> None:
         try:

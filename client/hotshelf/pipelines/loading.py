@@ -7,6 +7,7 @@ and peft patch torch globally while they construct modules. Drawing needs no loc
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 import time
 from collections.abc import Mapping
@@ -109,16 +110,24 @@ def _built(make: Any, path: Path, cls: Any, options: Mapping[str, Any]) -> Any:
 
 
 def _quantization(config: Any) -> Any:
-    """A mapping becomes diffusers' own config; an object goes through as it is."""
+    """A mapping becomes diffusers' own config; of an object, a copy: diffusers writes into what it is given."""
     if not isinstance(config, Mapping):
-        return config
+        return copy.deepcopy(config)
     from diffusers import PipelineQuantizationConfig
+    from diffusers.quantizers.auto import DiffusersAutoQuantizer
 
     try:
-        return PipelineQuantizationConfig(**config)
+        given = dict(config)
+        if isinstance(given.get("quant_mapping"), Mapping):
+            given["quant_mapping"] = {
+                name: DiffusersAutoQuantizer.from_dict(dict(one)) if isinstance(one, Mapping) else copy.deepcopy(one)
+                for name, one in given["quant_mapping"].items()
+            }
+        return PipelineQuantizationConfig(**given)
     except Exception as error:
         raise InvalidRequest(
-            f"quantization_config: {first_line(error)}", hint="See diffusers' PipelineQuantizationConfig for its fields."
+            f"quantization_config: {first_line(error)}",
+            hint='Write {"quant_mapping": {"transformer": {"quant_method": "torchao", …}}}, or see PipelineQuantizationConfig.',
         ) from error
 
 

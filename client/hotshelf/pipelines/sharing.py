@@ -149,9 +149,25 @@ def _owning(verb: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def is_shareable(module: torch.nn.Module) -> bool:
+    """Whether its weights are plain tensors. What quantizers put in their place is known to nobody but them."""
+    import torch
+
+    plain = (torch.Tensor, torch.nn.Parameter)
+    return all(type(tensor) in plain for tensor in (*module.parameters(), *module.buffers()))
+
+
+def duplicate(module: M) -> M:
+    """A module that changes on neither side reach: sharing the weights where that can be, with weights of its own where not."""
+    return share(module) if is_shareable(module) else copy.deepcopy(module)
+
+
 def weight_bytes(module: torch.nn.Module) -> int:
     """Bytes of its parameters and buffers, each storage once."""
-    seen = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*module.parameters(), *module.buffers())}
-    own = {t.data_ptr(): t.nbytes for t in (*module.parameters(), *module.buffers())}
+    tensors = (*module.parameters(), *module.buffers())
+    if not is_shareable(module):
+        return sum(tensor.nbytes for tensor in tensors)
+    seen = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    own = {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
     # A memory-mapped file is one storage behind many tensors: then what the tensors cover is what counts.
     return min(sum(seen.values()), sum(own.values())) if seen else 0
