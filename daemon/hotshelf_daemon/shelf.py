@@ -40,9 +40,8 @@ class Shelf:
         return max(0, min(share_of(budget, room.total_bytes), held + room.free_bytes - reserve))
 
     def trusts(self, uid: int) -> bool:
-        """Whether what this uid built is served to everybody.
+        """Whether what this uid built may take a stranger's place, and go to other nodes.
 
-        The daemon's own uid always is: it could write the store itself. So is root, unless the operator lists others.
+        The daemon's own uid always may: it could write the store itself.
         """
-        listed = self.settings.trusted_uids
-        return uid == os.geteuid() or uid in ([0] if listed is None else listed)
+        return uid == os.geteuid() or uid in self.settings.trusted_uids

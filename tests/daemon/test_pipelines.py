@@ -51,7 +51,7 @@ def mine(make_daemon: MakeDaemon) -> Daemon:
 @pytest.fixture
 def team(make_daemon: MakeDaemon) -> Daemon:
     """A daemon that workers of other uids may use, none of them trusted but root."""
-    daemon = make_daemon(socket_group=str(GROUP))
+    daemon = make_daemon(socket_group=str(GROUP), trusted_uids=[0])
     os.chmod(daemon.socket.parent, 0o755)
     return daemon
 
@@ -336,7 +336,7 @@ def test_what_an_untrusted_uid_built_is_for_itself_only(team: Daemon) -> None:
     assert granted(builder.lease(PIPELINE))["revision"] == revision
     assert granted(builder.show(RECIPE.key))["uid"] == WORKER
     absent = f"pipeline:{'0' * 64}"
-    for stranger in (other, Worker(team)):
+    for stranger in (other, Worker(team, 61_009)):
         nothing = refused(stranger.lease(absent), "not_found")
         for reply in (stranger.lease(PIPELINE), stranger.lease(f"{PIPELINE}@{revision}"), stranger.show(RECIPE.key)):
             problem = refused(reply, "not_found")
@@ -344,6 +344,24 @@ def test_what_an_untrusted_uid_built_is_for_itself_only(team: Daemon) -> None:
         refused(stranger.lease(PIPELINE, absent), "not_found")
         refused(stranger.lease(absent, PIPELINE), "not_found")
     assert {row["uid"] for row in rows(team, "SELECT uid FROM v_leases")} == {WORKER}
+
+
+@pytest.mark.root
+def test_a_trusted_uid_is_answered_whoever_built_it(team: Daemon) -> None:
+    Worker(team, WORKER).build(RECIPE, TREE)
+    assert tree_of(team, granted(Worker(team).lease(PIPELINE))) == TREE
+    assert granted(Worker(team).show(RECIPE.key))["uid"] == WORKER
+    refused(Worker(team, OTHER).show(RECIPE.key), "not_found")
+
+
+@pytest.mark.root
+def test_nobody_is_trusted_unless_the_operator_lists_them(make_daemon: MakeDaemon) -> None:
+    daemon = make_daemon(socket_group=str(GROUP))
+    os.chmod(daemon.socket.parent, 0o755)
+    Worker(daemon).build(RECIPE, TREE)
+    refused(Worker(daemon, WORKER).lease(PIPELINE), "not_found")
+    refused(Worker(daemon, WORKER).show(RECIPE.key), "not_found")
+    assert tree_of(daemon, granted(Worker(daemon).lease(PIPELINE))) == TREE
 
 
 @pytest.mark.root

@@ -1,7 +1,8 @@
 """Whom a pipeline's key is answered, and with what.
 
-Invariant: a key is answered with the tree that its row names and no other, and only to a uid that built this very tree, or
-to everybody when a trusted uid did. To anybody else it is as if it were not there: what a stranger built is not to be run.
+Invariant: a key is answered with the tree that its row names and no other, to a uid that built this very tree and to
+`trusted_uids`; to everybody when one of those built it, or the operator's prefix has it. To anybody else it is as if it were
+not there: what a stranger built is not to be run.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ class Pipelines:
         return any(map(self._shelf.trusts, row.builders))
 
     def _may_have(self, row: PipelineRow, uid: int) -> bool:
-        return row.is_ready and (uid in row.builders or self.is_trusted(row))
+        trusted = self._shelf.settings.trusted_uids
+        return row.is_ready and (row.published or uid in row.builders or any(one in trusted for one in (uid, *row.builders)))
 
     def _of_shelf(self, want: Want, row: PipelineRow) -> Resolution:
         tree = self._shelf.index.read(lambda db: snapshots.manifest(db, row.revision))

@@ -157,8 +157,8 @@ class Settings(Frozen):
     socket_gids: list[int] | None = None
     #: Uids that may evict, unpin, roll back, collect and verify; None is the daemon's own uid and root.
     admin_uids: list[int] | None = None
-    #: Uids whose built pipelines are served to everybody; None is root. The daemon's own uid always is one of them.
-    trusted_uids: list[int] | None = None
+    #: Uids that are served every built pipeline, and whose own are served to everybody; anybody else has only its own.
+    trusted_uids: list[int] = []
     #: HOST:PORT of /livez, /readyz and /metrics; empty switches it off.
     listen: str = "127.0.0.1:9464"
     page_listen: str = "127.0.0.1:9465"

@@ -17,13 +17,17 @@ from hotshelf_shared.recipe import Recipe
 
 @dataclass(frozen=True, slots=True)
 class PipelineRow:
-    """`builders` are the uids that built exactly this tree, `uid` the first of them; `state` is its snapshot's."""
+    """`builders` are the uids that built exactly this tree, `uid` the first of them; `state` is its snapshot's.
+
+    `published` says that the operator's prefix has it.
+    """
 
     key: str
     revision: Revision
     uid: int
     state: SnapshotState
     builders: frozenset[int]
+    published: bool = False
 
     @property
     def is_ready(self) -> bool:
@@ -31,12 +35,12 @@ class PipelineRow:
 
 
 def find(db: sqlite3.Connection, key: str) -> PipelineRow | None:
-    found = db.execute("SELECT revision, uid FROM pipelines WHERE key = ?", (key,)).fetchone()
+    found = db.execute("SELECT revision, uid, published_to FROM pipelines WHERE key = ?", (key,)).fetchone()
     if found is None:
         return None
-    revision, uid = Revision(found[0]), int(found[1])
+    revision, uid, published = Revision(found[0]), int(found[1]), found[2] is not None
     others = {int(other) for (other,) in db.execute("SELECT uid FROM pipeline_builders WHERE key = ?", (key,))}
-    return PipelineRow(key, revision, uid, snapshots.state(db, revision), frozenset({uid, *others}))
+    return PipelineRow(key, revision, uid, snapshots.state(db, revision), frozenset({uid, *others}), published)
 
 
 def built(db: sqlite3.Connection, key: str) -> Built | None:
