@@ -76,7 +76,9 @@ def shell(text: str, folder: pathlib.Path, environment: dict[str, str]) -> str:
 def test_no_block_of_the_readme_is_left_untested() -> None:
     tested = (
         "make demo",
-        "load_pipeline",
+        "image = pipe(",
+        "lora_mode=",
+        "style.yaml",
         "B2_BUCKET",
         "origins:",
         "hotshelfd --config",
@@ -106,7 +108,7 @@ def test_links_lead_somewhere() -> None:
 
 @pytest.mark.torch
 def test_six_lines_in_a_worker_draw(daemon: Daemon, tmp_path: pathlib.Path) -> None:
-    code = block("python", "load_pipeline") + "\nimage.save('drawn.png')\n"
+    code = block("python", "image = pipe(") + "\nimage.save('drawn.png')\n"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=daemon.environment, capture_output=True, text=True, timeout=240
     )
@@ -114,6 +116,21 @@ def test_six_lines_in_a_worker_draw(daemon: Daemon, tmp_path: pathlib.Path) -> N
     assert "'draw'" not in done.stdout
     assert "load" in done.stdout
     assert (tmp_path / "drawn.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.torch
+def test_what_is_built_once_is_loaded_ever_after_and_can_be_built_ahead(daemon: Daemon, tmp_path: pathlib.Path) -> None:
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", block("python", "lora_mode=")], cwd=tmp_path, env=daemon.environment, capture_output=True,
+            text=True, timeout=240,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    assert [one.returncode for one in said] == [0, 0], said[0].stderr + said[1].stderr
+    assert [one.stdout.split()[0] for one in said] == ["built", "snapshot"]
+    (tmp_path / "style.yaml").write_text(block("yaml", "style.yaml"))
+    assert "pipeline:" in shell(block("sh", "hotshelf build"), tmp_path, dict(daemon.environment))
 
 
 @pytest.mark.torch
