@@ -106,6 +106,12 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, library: Library) -> Iterato
         yield daemon
 
 
+@pytest.fixture
+def own_shelf(make_daemon: Callable[..., Daemon], library: Library) -> Daemon:
+    """A daemon of this test's own: what is kept there was kept by this test."""
+    return make_daemon(roots=[str(library.root)], revalidate_s=3600)
+
+
 @pytest.fixture(scope="session")
 def client(shelf: Daemon) -> hotshelf.Client:
     return client_of(shelf)

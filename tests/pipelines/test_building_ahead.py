@@ -6,7 +6,6 @@ import json
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,11 +16,6 @@ from tests.pipelines.conftest import Library, client_of, draw, source
 from tests.servers.child import clean_environment
 
 pytestmark = pytest.mark.torch
-
-
-@pytest.fixture
-def own_shelf(make_daemon: Callable[..., Daemon], library: Library) -> Daemon:
-    return make_daemon(roots=[str(library.root)], revalidate_s=3600)
 
 
 def build(daemon: Daemon, recipe: pathlib.Path, *options: str) -> subprocess.CompletedProcess[str]:

@@ -30,12 +30,6 @@ def served_from(pipe: Any) -> str:
     return str(hotshelf.explain(pipe)["served_from"])
 
 
-@pytest.fixture
-def own_shelf(make_daemon: Callable[..., Daemon], library: Library) -> Daemon:
-    """A daemon that a test may stop."""
-    return make_daemon(roots=[str(library.root)])
-
-
 def test_a_memory_hit_needs_no_daemon_and_does_not_wait_for_one(
     library: Library, own_shelf: Daemon, cache: PipelineCache
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,11 +17,6 @@ from tests.pipelines import ldm, tiny
 from tests.pipelines.conftest import Library, client_of, draw, source, wanted
 
 pytestmark = pytest.mark.torch
-
-
-@pytest.fixture
-def own_shelf(make_daemon: Callable[..., Daemon], library: Library) -> Daemon:
-    return make_daemon(roots=[str(library.root)], revalidate_s=3600)
 
 
 def served(pipe: Any) -> str:

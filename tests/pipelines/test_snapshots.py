@@ -28,11 +28,6 @@ ROOT = pathlib.Path(__file__).parents[2]
 SHAPES = {"sd": "unet", "sdxl": "unet", "sd3": "transformer", "flux": "transformer"}
 
 
-@pytest.fixture
-def own_shelf(make_daemon: Callable[..., Daemon], library: Library) -> Daemon:
-    return make_daemon(roots=[str(library.root)], revalidate_s=3600)
-
-
 def two_loras(library: Library, shape: str) -> Loras:
     part = (SHAPES[shape],)
     return [(library.lora(shape, "diffusers", seed=1, components=part), 0.7),
