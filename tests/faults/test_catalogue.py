@@ -37,7 +37,7 @@ def threats() -> list[list[str]]:
 
 
 @functools.cache
-def tests_in(path: str) -> frozenset[str]:
+def named_in(path: str) -> frozenset[str]:
     tree = ast.parse((ROOT / path).read_text())
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     found = {node.name for node in ast.walk(tree) if isinstance(node, kinds)}
@@ -63,4 +63,4 @@ def test_every_row_names_a_test_that_exists_or_says_why_there_is_none(row: list[
     assert named or held.startswith(EXCUSE) or held == "Not yet.", f"{row[0]} is silent: {held}"
     assert held.count("`") == 2 * len(named), f"{row[0]} names something that is no test"
     for path, name in named:
-        assert name in tests_in(path), f"{path} has no {name}"
+        assert name in named_in(path), f"{path} has no {name}"
