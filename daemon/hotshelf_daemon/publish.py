@@ -131,11 +131,20 @@ def _hash(file: _Local) -> Digest:
 def _send(target: Upload, gauge: _Gauge, item: tuple[str, _Local, Digest]) -> int | None:
     """Uploads one file unless it is there; the bytes sent, or None. A file that changed since it was hashed is refused."""
     key, file, digest = item
-    there = _again(lambda: target.digest_at(key, file.size))
-    if there == digest:
+    began = False
+
+    def upload() -> bool:
+        """Looks first, each time: an upload whose answer was lost, or another pusher's, may be there by now."""
+        nonlocal began
+        if target.digest_at(key, file.size) == digest:
+            return began
+        began = True
+        target.put_file(key, file.real, digest, cache_control=IMMUTABLE if "/sha256/" in key else MUTABLE)
+        return True
+
+    if not _again(upload):
         gauge.done(file.size)
         return None
-    _again(lambda: target.put_file(key, file.real, digest, cache_control=IMMUTABLE if "/sha256/" in key else MUTABLE))
     seen = os.stat(file.real)
     if (seen.st_size, seen.st_mtime_ns) != (file.size, file.mtime_ns):
         raise InvalidRequest(f"{file.path} changed while it was pushed", hint="Push again when it is finished.")
