@@ -173,7 +173,7 @@ CASES = (
     Case(28, "stall for ever", ends("stall"), "origin_unavailable", retryable=True),
     Case(29, "drip once", ends("drip", 10), None, times=1),
     Case(29, "drip for ever", ends("drip", 10), "origin_unavailable", "bytes a second", retryable=True),
-    Case(34, "answers once and never again on that connection", ends("dead", None), None),
+    Case(34, "answers once and never again on that connection", ends("dead", None), None, times=2),
     Case(35, "a proxy's page", refuse(407, body=PROXY_PAGE), "origin_unavailable", "NO_PROXY", retryable=False),
     Case(35, "a proxy's page with status 200", body(lambda _data: PROXY_PAGE), "integrity_error", "bytes"),
     Case(36, "all of it and a reset", ends("rst", None), None),

@@ -17,7 +17,7 @@ THREATS = 13
 #: What may stand in a row instead of a test.
 EXCUSE = "Cannot be made here: "
 #: Rows that say "Not yet." This number only ever falls.
-OPEN = 42
+OPEN = 26
 _TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 
