@@ -37,6 +37,8 @@ CALLS = (
     "renameat2", "rmdir", "symlinkat", "unlink", "unlinkat", "write",
 )  # fmt: skip
 SEGMENT_BYTES = 16 << 10
+#: No run takes this long; a status that no process can have says that one did.
+HANG_S, HUNG = 60.0, 1 << 20
 SETTINGS = {"fetch": {"segment_bytes": SEGMENT_BYTES, "connections": 1}, "budget": "100%", "revalidate_s": 3_600}
 
 
@@ -149,7 +151,8 @@ def told_by_a_child(work: Callable[[], Any]) -> Any:
 class Staged:
     """A child that has come to the moment before the deed, and waits for `go`."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, then: Callable[[Scenario, Inside], None] | None = None) -> None:
+        """`then` is done on the word instead of the deed alone."""
         told, tell = os.pipe()
         wait, self._go = os.pipe()
 
@@ -159,7 +162,10 @@ class Staged:
             threads["MainThread"] = os.getpid()  # Python still has the parent's number here
             os.write(tell, json.dumps(threads).encode() + b"\n")
             os.read(wait, 1)
-            scenario.deed(daemon)
+            if then is None:
+                scenario.deed(daemon)
+            else:
+                then(scenario, daemon)
 
         self.pid = in_a_child(
             lambda: run_inside(scenario.store, origin=scenario.origin, socket=scenario.folder / "s", story=story, **SETTINGS)
@@ -174,7 +180,20 @@ class Staged:
         """Its wait status, once it has ended."""
         os.write(self._go, b"!")
         os.close(self._go)
-        return os.waitpid(self.pid, 0)[1]
+        ended: list[int] = []
+
+        def has_ended() -> bool:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            ended.extend([status] if pid else [])
+            return bool(pid)
+
+        try:
+            wait_until(has_ended, timeout_s=HANG_S, every_s=0.002, what="the daemon to end")
+        except AssertionError:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            return HUNG
+        return ended[0]
 
     def is_traced(self, thread: int) -> bool:
         status = pathlib.Path(f"/proc/{self.pid}/task/{thread}/status").read_text()
@@ -191,12 +210,14 @@ class Staged:
                 tracer.wait(10)
 
 
-def staged(kind: type[Scenario], folder: pathlib.Path) -> tuple[Scenario, Staged]:
+def staged(
+    kind: type[Scenario], folder: pathlib.Path, then: Callable[[Scenario, Inside], None] | None = None
+) -> tuple[Scenario, Staged]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     scenario = kind(folder)
     scenario.ack.touch()
-    return scenario, Staged(scenario)
+    return scenario, Staged(scenario, then)
 
 
 # ---- the enumeration

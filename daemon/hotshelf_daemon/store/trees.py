@@ -110,13 +110,17 @@ def write_record(layout: Layout, folder: str, name: str, data: bytes) -> None:
     unseen = f"{secrets.token_hex(8)}.rec"
     fd = durable.create(layout["ingest"], unseen, 0)
     try:
-        durable.pwrite_all(fd, memoryview(data), 0)
+        try:
+            durable.pwrite_all(fd, memoryview(data), 0)
+        except BaseException:
+            os.close(fd)
+            raise
+        durable.seal(fd)
+        os.rename(unseen, name, src_dir_fd=layout["ingest"], dst_dir_fd=layout[folder])
     except BaseException:
-        os.close(fd)
-        layout.remove("ingest", unseen)
+        with contextlib.suppress(OSError):
+            layout.remove("ingest", unseen)
         raise
-    durable.seal(fd)
-    os.rename(unseen, name, src_dir_fd=layout["ingest"], dst_dir_fd=layout[folder])
     os.fsync(layout[folder])
 
 
@@ -126,7 +130,7 @@ def write_json(layout: Layout, folder: str, name: str, body: dict[str, Any]) -> 
 
 
 def drop_record(layout: Layout, folder: str, name: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
+    with durable.disk_errors(f"removing a record of {folder}/"), contextlib.suppress(FileNotFoundError):
         os.unlink(name, dir_fd=layout[folder])
 
 
