@@ -27,6 +27,7 @@ async def run(shelf: Shelf, leasing: Leasing, preparer: Preparer, keepers: Keepe
         try:
             notice_gone(leasing, keepers)
             await leasing.expire()
+            await leasing.catch_up()
             await shelf.index.checkpoint()
             if time.monotonic() - swept >= SWEEP_S:
                 swept = time.monotonic()

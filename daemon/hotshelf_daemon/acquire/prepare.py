@@ -27,8 +27,9 @@ from hotshelf_daemon.origin import Changed, Directory
 from hotshelf_daemon.plan import Missing, Resolution
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import blobs as files
+from hotshelf_daemon.store import durable
 from hotshelf_shared.digest import Digest
-from hotshelf_shared.errors import HotshelfError, IntegrityError
+from hotshelf_shared.errors import HotshelfError, InsufficientSpace, IntegrityError
 from hotshelf_shared.manifest import FileEntry, Manifest
 from hotshelf_shared.wire import Skipped
 
@@ -160,7 +161,13 @@ class Preparer:
 
         async def one(item: Missing) -> None:
             order = Order(item, origin, resolution.id, allow_pickle=want.policy.allow_pickle, prefetch=prefetch)
-            brought[item.key] = await self._ingests.bring(order)
+            try:
+                brought[item.key] = await self._ingests.bring(order)
+            except durable.DiskFull as full:
+                if prefetch:
+                    raise
+                await self._make_way(item.object.size, full)
+                brought[item.key] = await self._ingests.bring(order)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -175,6 +182,16 @@ class Preparer:
             else:
                 facts[file.path] = brought[Missing(resolution.origin, file.object, file.digest).key]
         return facts
+
+    async def _make_way(self, size: int, full: HotshelfError) -> None:
+        """The disk has less room than it said: what nothing holds makes way. Raises InsufficientSpace."""
+        try:
+            async with self._shelf.hand:
+                await collect.make_room(self._shelf, size, active=self.busy(), full=True)
+        except InsufficientSpace as refusal:
+            raise InsufficientSpace(
+                f"{full.message}; {size:,} bytes are needed, and {refusal.message}", hint=full.hint, **refusal.details
+            ) from full
 
     def _decide(self, want: Want, resolution: Resolution, facts: dict[str, Brought]) -> tuple[Manifest, RefRow]:
         """The tree after the policy has seen the bytes. Raises IntegrityError or UnsafeContent."""

@@ -6,6 +6,7 @@ Invariant: a snapshot appears under its name by one rename, complete, with every
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -73,7 +74,13 @@ def _folder(folders: dict[str, int], path: str) -> int:
 
 
 def is_there(layout: Layout, revision: Revision) -> bool:
-    return durable.exists(layout["snapshots"], revision.hex)
+    """A handle that a network volume calls stale leads nowhere: what cannot be looked at is not there."""
+    try:
+        return durable.exists(layout["snapshots"], revision.hex)
+    except OSError as error:
+        if error.errno in (errno.ESTALE, errno.ENOTDIR, errno.EIO):
+            return False
+        raise
 
 
 def is_laid_out(layout: Layout, tree: Manifest) -> bool:
