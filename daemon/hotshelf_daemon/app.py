@@ -150,11 +150,14 @@ async def _unix(calls: server.Calls, settings: Settings) -> AsyncIterator[Callab
         shutdown_timeout=settings.drain_s,
     )
     await runner.setup()
+    assert runner.server is not None
+    handlers, most = runner.server, settings.max_connections
+    listening = await asyncio.get_running_loop().create_unix_server(server.shedding(handlers, most), sock=bound, backlog=most)
     try:
-        await web.SockSite(runner, bound, backlog=settings.max_connections).start()
-        yield lambda: len(runner.server.connections) if runner.server is not None else 0
+        yield lambda: len(handlers.connections)
     finally:
         server.remove_own(settings.socket, made.st_ino)
+        listening.close()
         await runner.cleanup()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from hotshelf_daemon import plan
 from hotshelf_daemon.index import blobs, ingests, journal, leases, snapshots
@@ -135,11 +135,14 @@ async def evict(shelf: Shelf, revision: Revision, *, reason: str) -> int:
         return freed
 
 
-async def collect(shelf: Shelf, *, active: Iterable[str], dry_run: bool) -> Eviction:
-    """Removes what nobody's snapshot holds: loose blobs and interrupted downloads."""
+async def collect(shelf: Shelf, *, active: Callable[[], Iterable[str]], dry_run: bool) -> Eviction:
+    """Removes what nobody's snapshot holds: loose blobs and interrupted downloads.
+
+    `active` is asked under the hand: a download reserved while we waited for it is somebody's.
+    """
     async with shelf.hand:
         sums = Holdings(1 << 62, 1, 1 << 62, {}, ())
-        stock = shelf.index.read(lambda db: take_stock(shelf, db, sums, frozenset(active)))
+        stock = shelf.index.read(lambda db: take_stock(shelf, db, sums, frozenset(active())))
         claimed = {blob for snapshot in stock.snapshots for blob in snapshot.blobs} | stock.wanted
         loose = tuple(blob for blob in stock.blobs if blob not in claimed)
         freed = sum(stock.blobs[blob] for blob in loose) + sum(stock.abandoned.values())

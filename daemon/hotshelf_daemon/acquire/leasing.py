@@ -260,6 +260,9 @@ class Leasing:
         """EOF on the connection that carried the renewals."""
         self._book.shorten(uid=uid, client=client, now=time.monotonic())
 
+    def forgive(self, gap_s: float) -> None:
+        self._book.forgive(gap_s)
+
     async def expire(self) -> None:
         if ended := self._book.expire(time.monotonic()):
             await self._end(ended)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sqlite3
 import time
 from collections import Counter
@@ -242,6 +243,12 @@ class Preparer:
             for path, entry in tree.items():
                 if policy.is_document(path, entry.size):
                     policy.check(path, files.read(self._shelf.layout, entry.digest, policy.MAX_DOCUMENT_BYTES + 1), want.policy)
+                elif policy.is_tensors(path):
+                    fd = files.open_blob(self._shelf.layout, entry.digest)
+                    try:
+                        policy.check_tensors(path, fd, entry.size)
+                    finally:
+                        os.close(fd)
 
         await asyncio.to_thread(check)
 

@@ -137,8 +137,13 @@ class Ingests:
 
     async def _attempt(self, order: Order, active: _Active) -> Brought:
         item = order.missing
-        row = await self._shelf.index.write(lambda db: _begin(db, item))
-        active.ingest = row.id
+
+        def begin(db: Any) -> IngestRow:
+            row = _begin(db, item)
+            active.ingest = row.id  # before anybody can see the row, and take it for abandoned
+            return row
+
+        row = await self._shelf.index.write(begin)
         try:
             fd, digest, unsafe = await self._download(order, active, row)
         except BaseException as error:
