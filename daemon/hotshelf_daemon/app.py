@@ -16,7 +16,7 @@ from aiohttp import web
 from hotshelf_daemon import janitor, probes, server
 from hotshelf_daemon.acquire import Desk, Freshness, Keeping, Leasing, Names, Preparer
 from hotshelf_daemon.config import Settings
-from hotshelf_daemon.index import Index, Unreadable
+from hotshelf_daemon.index import Index, Unreadable, file_system_of
 from hotshelf_daemon.ingest import Ingests
 from hotshelf_daemon.metrics import Metrics
 from hotshelf_daemon.origin import Directory, Origin, Retrying
@@ -40,6 +40,10 @@ def hotshelf_version() -> str:
 def open_shelf(settings: Settings, metrics: Metrics) -> Shelf:
     """The store locked and put right, its index open. Raises BadConfiguration. Blocks; may hash what it does not know."""
     layout = Layout(settings.store, group=group_id(settings.socket_group), lock_wait_s=settings.idle_exit_s or 0)
+    if file_system_of(settings.store) == "overlay":
+        log.warning(
+            "the store lies in the container's own layer and goes with it: mount a volume", extra={"store": settings.store}
+        )
     try:
         total = layout.room().total_bytes
         if isinstance(settings.budget, int) and settings.budget > total:

@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from hotshelf_daemon import app
+from hotshelf_daemon.config import Settings
+from hotshelf_daemon.metrics import Metrics
 from hotshelf_daemon.store import durable
 from hotshelf_shared.errors import InsufficientSpace
 from tests import objects
@@ -299,6 +302,17 @@ def test_a_stale_handle_is_a_miss(tmp_path: pathlib.Path, monkeypatch: pytest.Mo
         assert after.revision == before.revision
 
     run(tmp_path, story)
+
+
+@pytest.mark.parametrize(("kind", "warned"), [("overlay", True), ("ext4", False)])
+def test_a_store_in_the_container_s_own_layer_is_warned_of(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: str, warned: bool
+) -> None:
+    monkeypatch.setattr(app, "file_system_of", lambda _path: kind)
+    shelf = app.open_shelf(Settings.model_validate({"store": str(tmp_path / "store")}), Metrics("test"))
+    shelf.index.close()
+    shelf.layout.close()
+    assert any("mount a volume" in record.message for record in caplog.records) == warned
 
 
 def test_another_volume_under_the_same_index_is_reconciled(
