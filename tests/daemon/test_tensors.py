@@ -45,6 +45,7 @@ GOOD = {
     "a type of tomorrow": file({"a": tensor(0, 3, "Q3_K", [8])}, 3),
     "no safetensors at all": b"a" * 200,
     "too short to be one": b"{}",
+    "no header, and a brace by chance": bytes(8) + b"{nonsense",
     "as the tests make them": objects.safetensors("x", 5_000),
 }
 BAD = {

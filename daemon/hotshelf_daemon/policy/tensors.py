@@ -34,6 +34,8 @@ def check_tensors(path: str, fd: int, size: int) -> None:
     if len(start) <= _LENGTH_BYTES or start[_LENGTH_BYTES:] != b"{":
         return
     length = int.from_bytes(start[:_LENGTH_BYTES], "little")
+    if length < len("{}"):
+        return
     if length > size - _LENGTH_BYTES:
         raise _refusal(path, f"its header claims {length:,} bytes of a file of {size:,}")
     if length > MAX_HEADER_BYTES:
