@@ -28,7 +28,7 @@ from hotshelf_daemon.acquire import (
     Publisher,
 )
 from hotshelf_daemon.config import Settings
-from hotshelf_daemon.index import Index, Unreadable
+from hotshelf_daemon.index import Index, Unreadable, file_system_of
 from hotshelf_daemon.ingest import Ingests
 from hotshelf_daemon.metrics import Metrics
 from hotshelf_daemon.origin import Directory, Origin, Retrying
@@ -52,6 +52,10 @@ def hotshelf_version() -> str:
 def open_shelf(settings: Settings, metrics: Metrics) -> Shelf:
     """The store locked and put right, its index open. Raises BadConfiguration. Blocks; may hash what it does not know."""
     layout = Layout(settings.store, group=group_id(settings.socket_group), lock_wait_s=settings.idle_exit_s or 0)
+    if file_system_of(settings.store) == "overlay":
+        log.warning(
+            "the store lies in the container's own layer and goes with it: mount a volume", extra={"store": settings.store}
+        )
     try:
         total = layout.room().total_bytes
         if isinstance(settings.budget, int) and settings.budget > total:
@@ -171,11 +175,14 @@ async def _unix(calls: server.Calls, settings: Settings) -> AsyncIterator[Callab
         shutdown_timeout=settings.drain_s,
     )
     await runner.setup()
+    assert runner.server is not None
+    handlers, most = runner.server, settings.max_connections
+    listening = await asyncio.get_running_loop().create_unix_server(server.shedding(handlers, most), sock=bound, backlog=most)
     try:
-        await web.SockSite(runner, bound, backlog=settings.max_connections).start()
-        yield lambda: len(runner.server.connections) if runner.server is not None else 0
+        yield lambda: len(handlers.connections)
     finally:
         server.remove_own(settings.socket, made.st_ino)
+        listening.close()
         await runner.cleanup()
 
 

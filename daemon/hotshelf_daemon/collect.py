@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from hotshelf_daemon import plan
@@ -22,25 +22,27 @@ from hotshelf_shared.digest import Digest, Revision
 from hotshelf_shared.errors import InUse
 
 
-async def make_room(shelf: Shelf, need: int, *, active: Iterable[str], evict: bool = True) -> int:
+async def make_room(shelf: Shelf, need: int, *, active: Iterable[str], evict: bool = True, full: bool = False) -> int:
     """Room for `need` more bytes; the bytes freed. The caller holds the shelf's hand, and reserves under it.
 
-    `active` are ingests somebody is carrying out. Raises TooLarge or InsufficientSpace, naming who holds what.
+    `active` are ingests somebody is carrying out; `full` says that the disk has refused, whatever it claims.
+    Raises TooLarge or InsufficientSpace, naming who holds what.
     """
     held = sum(shelf.held_bytes().values())
-    holdings = Holdings(shelf.budget_bytes(held), held, shelf.layout.room().free_bytes, {}, ())
+    holdings = Holdings(shelf.budget_bytes(held), held, 0 if full else shelf.layout.room().free_bytes, {}, ())
     if need <= holdings.budget - held and need <= holdings.free:
         return 0
     if evict or need > holdings.budget:
-        holdings = shelf.index.read(lambda db: take_stock(db, holdings, frozenset(active)))
+        holdings = shelf.index.read(lambda db: take_stock(shelf, db, holdings, frozenset(active)))
     chosen = plan.make_room(holdings, need, holders=shelf.index.read(leases.holders))
     await apply(shelf, chosen, "room")
     return chosen.freed
 
 
-def take_stock(db: sqlite3.Connection, sums: Holdings, active: frozenset[str]) -> Holdings:
+def take_stock(shelf: Shelf, db: sqlite3.Connection, sums: Holdings, active: frozenset[str]) -> Holdings:
     """Everything held, as plain values for the plan."""
-    rooted = {revision for (revision,) in db.execute("SELECT revision FROM leases WHERE revision IS NOT NULL")}
+    rooted: set[str] = {*shelf.held_unwritten()}
+    rooted |= {revision for (revision,) in db.execute("SELECT revision FROM leases WHERE revision IS NOT NULL")}
     rooted |= {revision for (revision,) in db.execute("SELECT revision FROM v_pins WHERE revision IS NOT NULL")}
     trees_of: dict[str, set[Digest]] = {}
     for revision, digest in db.execute("SELECT revision, digest FROM files"):
@@ -76,18 +78,18 @@ class _Gone:
 
 
 async def _carry_out(shelf: Shelf, chosen: Eviction, reason: str) -> None:
-    gone = await shelf.index.write(lambda db: _take(db, chosen, reason), durable=True)
+    gone = await shelf.index.write(lambda db: _take(shelf, db, chosen, reason), durable=True)
     await asyncio.to_thread(_remove_files, shelf, gone, chosen)
     await finish_deletions(shelf)
     if gone.snapshots:
         shelf.metrics.evictions.labels(reason).inc(len(gone.snapshots))
 
 
-def _take(db: sqlite3.Connection, chosen: Eviction, reason: str) -> _Gone:
+def _take(shelf: Shelf, db: sqlite3.Connection, chosen: Eviction, reason: str) -> _Gone:
     """Takes the rows of what nothing holds at this moment."""
     gone = _Gone([], [], [])
     for revision in chosen.snapshots:
-        if _is_held(db, revision):
+        if _is_held(shelf, db, revision):
             continue
         (size,) = db.execute("SELECT bytes FROM snapshots WHERE revision = ?", (revision,)).fetchone() or (0,)
         gone.keys.extend(keys := pipelines.of_revision(db, revision))
@@ -100,7 +102,9 @@ def _take(db: sqlite3.Connection, chosen: Eviction, reason: str) -> _Gone:
     return gone
 
 
-def _is_held(db: sqlite3.Connection, revision: Revision) -> bool:
+def _is_held(shelf: Shelf, db: sqlite3.Connection, revision: Revision) -> bool:
+    if revision in shelf.held_unwritten():
+        return True
     query = "SELECT EXISTS (SELECT 1 FROM leases WHERE revision = ?1) OR EXISTS (SELECT 1 FROM v_pins WHERE revision = ?1)"
     return bool(db.execute(query, (revision,)).fetchone()[0])
 
@@ -133,10 +137,10 @@ async def evict(shelf: Shelf, revision: Revision, *, reason: str) -> int:
     """Removes one snapshot and what only it holds; the bytes freed. Raises InUse naming the holders."""
     async with shelf.hand:
         holders = [holder for holder in shelf.index.read(leases.holders) if holder["revision"] == revision]
-        if shelf.index.read(lambda db: _is_held(db, revision)):
+        if shelf.index.read(lambda db: _is_held(shelf, db, revision)):
             who = "; ".join(f"{h['leases']} leases of uids {h['uids']}{', pinned' if h['pinned'] else ''}" for h in holders)
             raise InUse(f"{revision} is in use: {who or 'leased or pinned'}", holders=holders)
-        stock = shelf.index.read(lambda db: take_stock(db, Holdings(0, 0, 0, {}, ()), frozenset()))
+        stock = shelf.index.read(lambda db: take_stock(shelf, db, Holdings(0, 0, 0, {}, ()), frozenset()))
         others = {blob for snapshot in stock.snapshots if snapshot.revision != revision for blob in snapshot.blobs}
         mine = {blob for snapshot in stock.snapshots if snapshot.revision == revision for blob in snapshot.blobs}
         loose = tuple(blob for blob in mine - others - stock.wanted if blob in stock.blobs)
@@ -145,11 +149,14 @@ async def evict(shelf: Shelf, revision: Revision, *, reason: str) -> int:
         return freed
 
 
-async def collect(shelf: Shelf, *, active: Iterable[str], dry_run: bool) -> Eviction:
-    """Removes what nobody's snapshot holds: loose blobs and interrupted downloads."""
+async def collect(shelf: Shelf, *, active: Callable[[], Iterable[str]], dry_run: bool) -> Eviction:
+    """Removes what nobody's snapshot holds: loose blobs and interrupted downloads.
+
+    `active` is asked under the hand: a download reserved while we waited for it is somebody's.
+    """
     async with shelf.hand:
         sums = Holdings(1 << 62, 1, 1 << 62, {}, ())
-        stock = shelf.index.read(lambda db: take_stock(db, sums, frozenset(active)))
+        stock = shelf.index.read(lambda db: take_stock(shelf, db, sums, frozenset(active())))
         claimed = {blob for snapshot in stock.snapshots for blob in snapshot.blobs} | stock.wanted
         loose = tuple(blob for blob in stock.blobs if blob not in claimed)
         freed = sum(stock.blobs[blob] for blob in loose) + sum(stock.abandoned.values())

@@ -16,6 +16,8 @@ from hotshelf_shared.errors import HotshelfError
 log = logging.getLogger(__name__)
 TICK_S = 0.5
 SWEEP_S = 60.0
+#: A tick that is so late was held up by something that held up every renewal too (SIGSTOP, a frozen cgroup, a laptop's lid).
+STOPPED_S = 2.0
 Keepers = dict[asyncio.BaseTransport, tuple[int, str]]
 
 
@@ -23,11 +25,16 @@ async def run(shelf: Shelf, leasing: Leasing, hand_ins: HandIns, preparer: Prepa
     """Runs until it is cancelled. A tick that fails (a full disk, say) is logged and the next one tries again."""
     swept = time.monotonic()
     while True:
+        lay_down = time.monotonic()
         await asyncio.sleep(TICK_S)
         try:
+            if (gap_s := time.monotonic() - lay_down - TICK_S) > STOPPED_S:
+                log.warning("this process was stopped for a while", extra={"gap_s": round(gap_s, 1)})
+                leasing.forgive(gap_s)
             notice_gone(leasing, keepers)
             await leasing.expire()
             await hand_ins.expire()
+            await leasing.catch_up()
             await shelf.index.checkpoint()
             if time.monotonic() - swept >= SWEEP_S:
                 swept = time.monotonic()

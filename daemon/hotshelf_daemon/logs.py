@@ -24,7 +24,11 @@ class Redactor:
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         # The longest first, so that a secret which contains another leaves no rest.
-        self._secrets = sorted({s for s in secrets if len(s) >= 4}, key=len, reverse=True)
+        self._secrets: list[str] = []
+        self.keep_out(secrets)
+
+    def keep_out(self, secrets: Iterable[str]) -> None:
+        self._secrets = sorted({*self._secrets, *(s for s in secrets if len(s) >= 4)}, key=len, reverse=True)
 
     def __call__(self, text: str) -> str:
         for secret in self._secrets:
@@ -55,10 +59,19 @@ class JsonLines(logging.Formatter):
         return self._redact(json.dumps(line, default=str, ensure_ascii=False))
 
 
+_redact = Redactor()
+
+
+def keep_out(secrets: Iterable[str]) -> None:
+    """Secrets that came after the start: no log line will show these either."""
+    _redact.keep_out(secrets)
+
+
 def configure(level: str, secrets: Iterable[str]) -> None:
     """Sends everything to stderr as JSON lines; third-party libraries speak only from warning up."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines(Redactor(secrets)))
+    keep_out(secrets)
+    handler.setFormatter(JsonLines(_redact))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

@@ -177,12 +177,20 @@ def _send(
 ) -> int | None:
     """Uploads one file unless it is there; the bytes sent, or None. A file that changed since it was hashed is refused."""
     key, file, digest = item
-    there = _again(lambda: target.digest_at(key, file.size))
-    if there == digest:
+    began = False
+
+    def upload() -> bool:
+        """Looks first, each time: an upload whose answer was lost, or another pusher's, may be there by now."""
+        nonlocal began
+        if target.digest_at(key, file.size) == digest:
+            return began
+        began = True
+        target.put_file(key, file.real, digest, cache_control=IMMUTABLE if "/sha256/" in key else MUTABLE, on_bytes=on_bytes)
+        return True
+
+    if not _again(upload):
         gauge.done(file.size)
         return None
-    control = IMMUTABLE if "/sha256/" in key else MUTABLE
-    _again(lambda: target.put_file(key, file.real, digest, cache_control=control, on_bytes=on_bytes))
     seen = os.stat(file.real)
     if (seen.st_size, seen.st_mtime_ns) != (file.size, file.mtime_ns):
         raise InvalidRequest(f"{file.path} changed while it was pushed", hint="Push again when it is finished.")

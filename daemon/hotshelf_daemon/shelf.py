@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 
 from hotshelf_daemon.config import Settings, share_of
 from hotshelf_daemon.index import Index, blobs
+from hotshelf_daemon.index.leases import LeaseRow
 from hotshelf_daemon.metrics import Metrics
 from hotshelf_daemon.store import Layout
+from hotshelf_shared.digest import Revision
 
 
 @dataclass(slots=True)
@@ -23,6 +25,11 @@ class Shelf:
     index: Index
     metrics: Metrics
     hand: asyncio.Lock = field(default_factory=asyncio.Lock)
+    #: Leases granted while the index could not be written, by id: collection heeds them like those in the index.
+    unwritten: dict[str, LeaseRow] = field(default_factory=dict)
+
+    def held_unwritten(self) -> set[Revision]:
+        return {row.revision for row in self.unwritten.values() if row.revision is not None}
 
     def held_bytes(self) -> dict[str, int]:
         """By the states of the contract; trash and quarantine include what lies in their folders."""

@@ -624,3 +624,13 @@ def test_a_blob_handed_in_is_free_to_go_with_its_pipeline(mine: Daemon) -> None:
     Worker(mine).build(RECIPE, TREE)
     granted(evict(mine, PIPELINE))
     wait_until(lambda: blobs_on_disk(mine) == {})
+
+
+def test_a_weight_file_whose_header_lies_cannot_be_bound(mine: Daemon) -> None:
+    worker = Worker(mine)
+    broken = {**TREE, "unet/diffusion_pytorch_model.safetensors": b"\xff" * 7 + b"\x7f" + b"{}" * 40}
+    worker.hand_in(broken)
+    problem = worker.bind(RECIPE, broken)
+    assert problem.status >= 400
+    assert "unet/diffusion_pytorch_model.safetensors" in problem.body["detail"]
+    refused(worker.lease(PIPELINE), "not_found")

@@ -28,6 +28,7 @@ class Inside:
 
     def __init__(self, store: pathlib.Path, socket: pathlib.Path, origin: pathlib.Path) -> None:
         self.store, self.socket, self.origin = store, socket, origin
+        self.refusals: list[Reply] = []
 
     def acquire(self, name: str) -> dict[str, Any]:
         """A lease on the folder `name` of the origin. Raises AssertionError when it is refused."""
@@ -53,8 +54,9 @@ class Inside:
         except OSError:
             return False
 
-    @staticmethod
-    def _good(reply: Reply) -> Reply:
+    def _good(self, reply: Reply) -> Reply:
+        if reply.status >= 300:
+            self.refusals.append(reply)
         assert reply.status < 300, reply
         return reply
 

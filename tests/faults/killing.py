@@ -9,7 +9,6 @@ This process stays free of threads, because it forks.
 
 from __future__ import annotations
 
-import abc
 import ctypes
 import json
 import os
@@ -27,11 +26,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hotshelf_shared.digest import Digest
-from hotshelf_shared.recipe import Recipe
-from tests import objects
 from tests.faults.inside import Inside, run_inside
-from tests.faults.invariants import Promise, litter, visible_wrongs, wrongs_after_restart
+from tests.faults.invariants import litter, visible_wrongs, wrongs_after_restart
+from tests.faults.scenarios import SCENARIOS, Scenario
 from tests.waiting import wait_until
 
 #: What changes a disk, or tells somebody. Opening with O_CREAT is covered by what follows it.
@@ -42,6 +39,8 @@ CALLS = (
 SEGMENT_BYTES = 16 << 10
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
+#: No run takes this long; a status that no process can have says that one did.
+HANG_S, HUNG = 60.0, 1 << 20
 SETTINGS = {"fetch": {"segment_bytes": SEGMENT_BYTES, "connections": 1}, "budget": "100%", "revalidate_s": 3_600}
 
 
@@ -61,96 +60,6 @@ class Found:
     point: Point
     killed: bool
     wrongs: list[str]
-
-
-class Scenario(abc.ABC):
-    """`prepare` comes to the moment before, `deed` is what gets killed, and `again` is asked of the daemon that follows."""
-
-    def __init__(self, folder: pathlib.Path) -> None:
-        self.folder = folder
-        self.store, self.origin, self.ack = folder / "store", folder / "origin", folder / "ack"
-        self.trees = {"kept": objects.model("kept", unet=40_000, text_encoder=9_000, vae=5_000)}
-        self.trees["deed"] = {path: data for path, data in objects.model("deed", unet=70_001, text_encoder=9_000).items()
-                              if path.startswith(("unet/", "text_encoder/", "model_index"))}  # fmt: skip
-        for name, tree in self.trees.items():
-            objects.write(self.origin / name, tree)
-
-    def promise(self, lease: dict[str, Any]) -> None:
-        """From here on it was acknowledged."""
-        line = {"revision": lease["revision"], "files": {file["path"]: file["digest"] for file in lease["files"]}}
-        with self.ack.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def promises(self) -> list[Promise]:
-        return [Promise(**json.loads(line)) for line in self.ack.read_text().splitlines()]
-
-    @abc.abstractmethod
-    def prepare(self, daemon: Inside) -> None: ...
-
-    @abc.abstractmethod
-    def deed(self, daemon: Inside) -> None: ...
-
-    def again(self, daemon: Inside) -> None:
-        self.deed(daemon)
-
-
-class Acquire(Scenario):
-    """A miss: segments, verification, the durable commit of several blobs (one held already), the snapshot, the answer."""
-
-    def prepare(self, daemon: Inside) -> None:
-        self.promise(daemon.acquire("kept"))
-
-    def deed(self, daemon: Inside) -> None:
-        lease = daemon.acquire("deed")
-        self.promise(lease)
-        assert objects.read(self.store / lease["path"]) == self.trees["deed"]
-
-
-class Evict(Scenario):
-    """An eviction of a snapshot that shares a blob with one that stays."""
-
-    def prepare(self, daemon: Inside) -> None:
-        self.promise(daemon.acquire("kept"))
-        daemon.release(daemon.acquire("deed"))
-
-    def deed(self, daemon: Inside) -> None:
-        daemon.evict(objects.manifest_of(self.trees["deed"]).revision)
-
-    def again(self, daemon: Inside) -> None:
-        daemon.release(daemon.acquire("deed"))
-        self.deed(daemon)
-
-
-class Bind(Scenario):
-    """A worker hands in what it built (one blob is held already), binds it and leases it."""
-
-    recipe = Recipe(base=Digest.of(b"base"))
-
-    def prepare(self, daemon: Inside) -> None:
-        self.promise(daemon.acquire("kept"))
-
-    def deed(self, daemon: Inside) -> None:
-        lease = daemon.bind(self.recipe, self.trees["deed"])
-        self.promise(lease)
-        assert objects.read(self.store / lease["path"]) == self.trees["deed"]
-
-
-class Unbind(Bind):
-    """An eviction of a pipeline."""
-
-    def prepare(self, daemon: Inside) -> None:
-        super().prepare(daemon)
-        daemon.release(daemon.bind(self.recipe, self.trees["deed"]))
-
-    def deed(self, daemon: Inside) -> None:
-        daemon.evict(objects.manifest_of(self.trees["deed"]).revision)
-
-    def again(self, daemon: Inside) -> None:
-        daemon.release(daemon.bind(self.recipe, self.trees["deed"]))
-        self.deed(daemon)
-
-
-SCENARIOS: dict[str, type[Scenario]] = {"acquire": Acquire, "evict": Evict, "bind": Bind, "unbind": Unbind}
 
 
 # ---- processes
@@ -184,7 +93,8 @@ def told_by_a_child(work: Callable[[], Any]) -> Any:
 class Staged:
     """A child that has come to the moment before the deed, and waits for `go`."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, then: Callable[[Scenario, Inside], None] | None = None) -> None:
+        """`then` is done on the word instead of the deed alone."""
         told, tell = os.pipe()
         wait, self._go = os.pipe()
 
@@ -194,7 +104,10 @@ class Staged:
             threads["MainThread"] = os.getpid()  # Python still has the parent's number here
             os.write(tell, json.dumps(threads).encode() + b"\n")
             os.read(wait, 1)
-            scenario.deed(daemon)
+            if then is None:
+                scenario.deed(daemon)
+            else:
+                then(scenario, daemon)
 
         self.pid = in_a_child(
             lambda: run_inside(scenario.store, origin=scenario.origin, socket=scenario.folder / "s", story=story, **SETTINGS)
@@ -214,7 +127,20 @@ class Staged:
         """Its wait status, once it has ended."""
         os.write(self._go, b"!")
         os.close(self._go)
-        return os.waitpid(self.pid, 0)[1]
+        ended: list[int] = []
+
+        def has_ended() -> bool:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            ended.extend([status] if pid else [])
+            return bool(pid)
+
+        try:
+            wait_until(has_ended, timeout_s=HANG_S, every_s=0.002, what="the daemon to end")
+        except AssertionError:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            return HUNG
+        return ended[0]
 
     def is_traced(self, thread: int) -> bool:
         status = pathlib.Path(f"/proc/{self.pid}/task/{thread}/status").read_text()
@@ -231,12 +157,14 @@ class Staged:
                 tracer.wait(10)
 
 
-def staged(kind: type[Scenario], folder: pathlib.Path) -> tuple[Scenario, Staged]:
+def staged(
+    kind: type[Scenario], folder: pathlib.Path, then: Callable[[Scenario, Inside], None] | None = None
+) -> tuple[Scenario, Staged]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     scenario = kind(folder)
     scenario.ack.touch()
-    return scenario, Staged(scenario)
+    return scenario, Staged(scenario, then)
 
 
 # ---- the enumeration

@@ -33,7 +33,8 @@ def scratch() -> Iterator[pathlib.Path]:
 
 
 def kill_everywhere(scenario: str, folder: pathlib.Path, *, stride: int) -> list[dict[str, object]]:
-    argv = [sys.executable, "-m", "tests.faults.killing", scenario, str(folder), str(stride)]
+    work = ["recovering"] if scenario == "recover" else ["killing", scenario]
+    argv = [sys.executable, "-m", f"tests.faults.{work[0]}", *work[1:], str(folder), str(stride)]
     done = subprocess.run(argv, cwd=ROOT, env=clean_environment(), check=False, capture_output=True, text=True, timeout=1_800)
     assert done.returncode == 0, done.stderr[-4_000:]
     return json.loads(done.stdout)
@@ -73,7 +74,13 @@ def test_a_daemon_killed_anywhere_in_evicting_a_pipeline_leaves_a_store_that_the
     assert sum(bool(one["killed"]) for one in found) >= 15
 
 
+def test_a_daemon_killed_anywhere_in_a_recovery_leaves_a_store_that_the_next_one_puts_right(scratch: pathlib.Path) -> None:
+    found = kill_everywhere("recover", scratch, stride=12)
+    assert wrongs(found) == []
+    assert sum(bool(one["killed"]) for one in found) >= 30
+
+
 @pytest.mark.soak
-@pytest.mark.parametrize("scenario", ["acquire", "evict", "bind", "unbind"])
+@pytest.mark.parametrize("scenario", ["acquire", "evict", "bind", "unbind", "recover"])
 def test_no_write_of_the_index_is_a_bad_moment_either(scratch: pathlib.Path, scenario: str) -> None:
     assert wrongs(kill_everywhere(scenario, scratch, stride=1)) == []

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from hotshelf_daemon import policy
+from hotshelf_daemon.acquire.contents import check_contents
 from hotshelf_daemon.acquire.handing import HandIns
 from hotshelf_daemon.acquire.leasing import Peer
 from hotshelf_daemon.acquire.names import Names, Want
@@ -23,7 +23,6 @@ from hotshelf_daemon.index import blobs, handed_in, journal, pipelines
 from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.materialize import Binding, BlobsGone, materialize
 from hotshelf_daemon.shelf import Shelf
-from hotshelf_daemon.store import blobs as files
 from hotshelf_shared.built import BindRequest, Built
 from hotshelf_shared.digest import Digest
 from hotshelf_shared.errors import Conflict, InvalidRequest, MissingBlobs, UnsafeContent
@@ -59,7 +58,7 @@ class Binder:
         want = self._names.want(Wish(Source("pipeline", "", key)))
         self._check_names(request.tree, want)
         self._check_held(request.tree)
-        await self._check_documents(request.tree, want)
+        await self._check_contents(request.tree, want)
         built = Built(request.recipe, request.tree, peer.uid, time.time(), self._version, request.build)
         new = not await self._is_bound(built)
         if new:
@@ -86,14 +85,9 @@ class Binder:
             if entry.digest in unsafe:
                 raise UnsafeContent(f"{path} cannot be part of a pipeline: {unsafe[entry.digest]}", path=path)
 
-    async def _check_documents(self, tree: Manifest, want: Want) -> None:
-        def check() -> None:
-            for path, entry in tree.items():
-                if policy.is_document(path, entry.size):
-                    policy.check(path, files.read(self._shelf.layout, entry.digest, policy.MAX_DOCUMENT_BYTES + 1), want.policy)
-
+    async def _check_contents(self, tree: Manifest, want: Want) -> None:
         try:
-            await asyncio.to_thread(check)
+            await asyncio.to_thread(check_contents, self._shelf.layout, tree, want.policy)
         except FileNotFoundError as gone:  # evicted since it was looked up
             raise _missing([Digest.from_hex(str(gone.filename))]) from gone
 

@@ -60,6 +60,11 @@ class Book:
             if (held.row.uid, held.row.client) == (uid, client):
                 held.deadline = min(held.deadline, now + self._eof_s)
 
+    def forgive(self, gap_s: float) -> None:
+        """Nobody could renew while we were stopped ourselves: that time does not count."""
+        for held in self._held.values():
+            held.deadline += gap_s
+
     def expire(self, now: float) -> list[str]:
         ended = [id_ for id_, held in self._held.items() if held.deadline <= now]
         self._drop(ended)

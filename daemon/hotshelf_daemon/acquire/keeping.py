@@ -175,7 +175,7 @@ class Keeping:
         return damaged
 
     async def collect(self, *, dry_run: bool) -> dict[str, Any]:
-        chosen = await collect.collect(self._shelf, active=self._preparer.busy(), dry_run=dry_run)
+        chosen = await collect.collect(self._shelf, active=self._preparer.busy, dry_run=dry_run)
         return {"dry_run": dry_run, "blobs": list(chosen.blobs), "ingests": list(chosen.ingests), "freed_bytes": chosen.freed}
 
 

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from hotshelf_daemon.acquire.book import Book
 from hotshelf_daemon.acquire.names import Want
 from hotshelf_daemon.acquire.prepare import wanted_digests
-from hotshelf_daemon.index import journal, leases, snapshots
+from hotshelf_daemon.index import Unwritable, journal, leases, snapshots
 from hotshelf_daemon.index.leases import LeaseRow
 from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.origin import Changed
@@ -26,6 +26,7 @@ from hotshelf_daemon.plan import Resolution
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import trees
 from hotshelf_shared.digest import Revision
+from hotshelf_shared.errors import InsufficientSpace
 from hotshelf_shared.manifest import Manifest
 from hotshelf_shared.wire import AcquireRequest, LeaseAnswer, RenewRequest
 
@@ -59,6 +60,7 @@ class Leasing:
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
         self._book = Book(shelf.settings.lease_eof_s)
+        self._ended: set[str] = set()
         self._manifests: OrderedDict[Revision, Manifest] = OrderedDict()
 
     def __len__(self) -> int:
@@ -100,11 +102,41 @@ class Leasing:
             opened = await self._shelf.index.write_brief(open_all)
         except LookupError:
             return None
+        except (Unwritable, InsufficientSpace):
+            remembered = self._remember(rows)
+            if remembered is None:
+                return None
+            opened = remembered
         except asyncio.CancelledError:
             # The writer may have opened them by now, or may still: what closes them stands behind that in its queue.
             await asyncio.shield(asyncio.create_task(self.give_up(rows, ())))
             raise
         return self.answers(opened, refs)
+
+    def _remember(self, rows: Sequence[LeaseRow]) -> list[LeaseRow] | None:
+        """A full or read-only volume still serves what it holds: its leases live in memory until the index takes them."""
+        ready = self._shelf.index.read(lambda db: all(snapshots.is_ready(db, row.revision) for row in rows if row.revision))
+        if not ready:
+            return None
+        newest = self._shelf.index.read(leases.newest_grant) + len(self._shelf.unwritten)
+        opened = [row.granted(newest + number) for number, row in enumerate(rows, start=1)]
+        self._shelf.unwritten.update({row.id: row for row in opened})
+        return opened
+
+    async def catch_up(self) -> None:
+        """What could not be written into the index is, as soon as it can be."""
+        if self._shelf.unwritten or self._ended:
+            rows, ended = [*self._shelf.unwritten.values()], [*self._ended]
+
+            def change(db: sqlite3.Connection) -> None:
+                leases.enter(db, rows)
+                leases.close(db, ended)
+
+            await self._shelf.index.write(change)
+            self._ended.difference_update(ended)
+            for row in rows:
+                if self._shelf.unwritten.pop(row.id, None) is None:
+                    self._ended.add(row.id)  # released meanwhile
 
     def rows(
         self,
@@ -207,7 +239,10 @@ class Leasing:
             leases.renew(db, kept)
             leases.close(db, void)
 
-        await self._shelf.index.write_brief(change)
+        try:
+            await self._shelf.index.write_brief(change)
+        except (Unwritable, InsufficientSpace):
+            self._forget_later(void)
         self._shelf.metrics.leases.set(len(self._book))
         return kept
 
@@ -225,10 +260,24 @@ class Leasing:
         """EOF on the connection that carried the renewals."""
         self._book.shorten(uid=uid, client=client, now=time.monotonic())
 
+    def forgive(self, gap_s: float) -> None:
+        self._book.forgive(gap_s)
+
     async def expire(self) -> None:
         if ended := self._book.expire(time.monotonic()):
             await self._end(ended)
 
+    def _forget_later(self, ids: Iterable[str]) -> None:
+        """The book knows already that they are over; the index hears of it when it can be written again."""
+        self._ended.update(ids)
+        for id_ in ids:
+            self._shelf.unwritten.pop(id_, None)
+
     async def _end(self, ids: Sequence[str]) -> None:
-        await self._shelf.index.write_brief(lambda db: leases.close(db, ids))
+        try:
+            await self._shelf.index.write_brief(lambda db: leases.close(db, ids))
+        except (Unwritable, InsufficientSpace):
+            self._forget_later(ids)
+        for id_ in ids:
+            self._shelf.unwritten.pop(id_, None)
         self._shelf.metrics.leases.set(len(self._book))

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 from hotshelf_daemon import collect, plan, policy
 from hotshelf_daemon.acquire import resolve
+from hotshelf_daemon.acquire.contents import check_contents
 from hotshelf_daemon.acquire.gauge import Gauge
 from hotshelf_daemon.acquire.names import Want
 from hotshelf_daemon.acquire.pipelines import Pipelines, is_pipeline
@@ -28,8 +29,9 @@ from hotshelf_daemon.origin import Changed, Directory
 from hotshelf_daemon.plan import Missing, Resolution
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import blobs as files
+from hotshelf_daemon.store import durable
 from hotshelf_shared.digest import Digest
-from hotshelf_shared.errors import Conflict, HotshelfError, IntegrityError, UnsafeContent
+from hotshelf_shared.errors import Conflict, HotshelfError, InsufficientSpace, IntegrityError, UnsafeContent
 from hotshelf_shared.manifest import FileEntry, Manifest
 from hotshelf_shared.wire import Skipped
 
@@ -140,7 +142,7 @@ class Preparer:
                 gauge.enter("verify")
                 tree, ref = self._decide(want, resolution, facts)
                 await self._check_unchanged(want, resolution)
-                await self._check_documents(want, tree)
+                await asyncio.to_thread(check_contents, self._shelf.layout, tree, want.policy)
                 gauge.enter("commit")
                 try:
                     binding = self._pipelines.binding(resolution)
@@ -172,7 +174,13 @@ class Preparer:
                 allow_pickle=want.policy.allow_pickle,
                 prefetch=prefetch,
             )
-            brought[item.key] = await self._ingests.bring(order)
+            try:
+                brought[item.key] = await self._ingests.bring(order)
+            except durable.DiskFull as full:
+                if prefetch:
+                    raise
+                await self._make_way(item.object.size, full)
+                brought[item.key] = await self._ingests.bring(order)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -187,6 +195,16 @@ class Preparer:
             else:
                 facts[file.path] = brought[Missing(resolution.origin, file.object, file.digest).key]
         return facts
+
+    async def _make_way(self, size: int, full: HotshelfError) -> None:
+        """The disk has less room than it said: what nothing holds makes way. Raises InsufficientSpace."""
+        try:
+            async with self._shelf.hand:
+                await collect.make_room(self._shelf, size, active=self.busy(), full=True)
+        except InsufficientSpace as refusal:
+            raise InsufficientSpace(
+                f"{full.message}; {size:,} bytes are needed, and {refusal.message}", hint=full.hint, **refusal.details
+            ) from full
 
     def _decide(self, want: Want, resolution: Resolution, facts: dict[str, Brought]) -> tuple[Manifest, RefRow]:
         """The tree after the policy has seen the bytes. Raises IntegrityError or UnsafeContent."""
@@ -233,14 +251,6 @@ class Preparer:
             return
         if (await self._resolve(want)).id != resolution.id:
             raise Changed(f"{want.source} changed while it was fetched")
-
-    async def _check_documents(self, want: Want, tree: Manifest) -> None:
-        def check() -> None:
-            for path, entry in tree.items():
-                if policy.is_document(path, entry.size):
-                    policy.check(path, files.read(self._shelf.layout, entry.digest, policy.MAX_DOCUMENT_BYTES + 1), want.policy)
-
-        await asyncio.to_thread(check)
 
     @contextmanager
     def _claimed(self, ids: Sequence[str]) -> Iterator[None]:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, SecretStr, ValidationError
 
-from hotshelf_daemon.config.settings import Settings
+from hotshelf_daemon.config.settings import OriginSettings, Settings
 from hotshelf_shared.errors import BadConfiguration
 from hotshelf_shared.wire import nearest
 
@@ -188,6 +188,16 @@ def _with_credentials(values: dict[str, Any], env: Mapping[str, str]) -> dict[st
                         origin[field] = value
         resolved[name] = origin
     return {**values, "origins": resolved}
+
+
+def reread(origin: OriginSettings) -> OriginSettings:
+    """The origin with what its ``…_file`` settings hold by now: tokens expire and are written anew."""
+    fresh: dict[str, Any] = {}
+    for field in _SECRET_FIELDS:
+        if file := getattr(origin, f"{field}_file"):
+            text = _read_secret(file, f"{field}_file")
+            fresh[field] = text if field == "access_key_id" else SecretStr(text)
+    return origin.model_copy(update=fresh)
 
 
 def _value_or_file(env: Mapping[str, str], variable: str) -> str | None:

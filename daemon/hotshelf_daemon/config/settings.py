@@ -72,6 +72,10 @@ class OriginSettings(Frozen):
                 raise ValueError("holds credentials: put them into access_key_id and secret_access_key")
         return value
 
+    def secrets(self) -> frozenset[str]:
+        held = (self.secret_access_key, self.session_token)
+        return frozenset(s.get_secret_value() for s in held if s is not None and s.get_secret_value())
+
 
 class ModelSettings(Frozen):
     """A name for a source; `freeze` keeps it at the revision it has until `refresh`."""
@@ -142,6 +146,8 @@ class FetchSettings(Frozen):
     connect_timeout_s: Seconds = 5
     #: A connection that brings nothing for this long is dropped and tried again.
     idle_timeout_s: Seconds = 20
+    #: Bytes a second that a connection must bring, over each `idle_timeout_s`, or it is dropped and tried again.
+    floor_rate: Bytes = 1_024
     attempts: int = Field(default=5, ge=1, le=20)
 
 
@@ -238,6 +244,5 @@ class Settings(Frozen):
     def secrets(self) -> frozenset[str]:
         """Every secret value, for the log's redaction."""
         held = [self.hf_token]
-        for origin in self.origins.values():
-            held += [origin.secret_access_key, origin.session_token]
-        return frozenset(s.get_secret_value() for s in held if s is not None and s.get_secret_value())
+        texts = frozenset(s.get_secret_value() for s in held if s is not None and s.get_secret_value())
+        return texts.union(*(origin.secrets() for origin in self.origins.values()))

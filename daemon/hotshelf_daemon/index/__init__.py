@@ -4,6 +4,6 @@
 case can put several into one transaction. SQLite in a temporary directory is quick enough to be its own twin in tests.
 """
 
-from hotshelf_daemon.index.connection import Index, Unreadable, file_system_of, refuse_network_file_system
+from hotshelf_daemon.index.connection import Index, Unreadable, Unwritable, file_system_of, refuse_network_file_system
 
-__all__ = ["Index", "Unreadable", "file_system_of", "refuse_network_file_system"]
+__all__ = ["Index", "Unreadable", "Unwritable", "file_system_of", "refuse_network_file_system"]

@@ -39,6 +39,10 @@ _NOT_ITS_FAULT = frozenset(
 )  # fmt: skip
 
 
+class Unwritable(HotshelfError):
+    """The index cannot be written now."""
+
+
 class Unreadable(Exception):
     """The index file is no healthy index of ours: set it aside and rebuild."""
 
@@ -155,7 +159,7 @@ def translated(path: str) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
             raise InsufficientSpace(f"the index {path} cannot grow: {error}", hint="Free room on its file system.") from error
-        raise HotshelfError(
+        raise Unwritable(
             f"the index {path} cannot be written: {error}", hint="See `hotshelf doctor`; the store may be read-only."
         ) from error
 

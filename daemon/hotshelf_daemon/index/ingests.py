@@ -52,8 +52,10 @@ def _row(values: Iterable[object]) -> IngestRow:
 
 def find(db: sqlite3.Connection, origin: str, obj: OriginObject, expected: Digest | None) -> IngestRow | None:
     """The ingest of this object, or of another object that is promised to have the same content."""
-    query = f"SELECT {_COLUMNS} FROM ingests WHERE (origin = ? AND key = ? AND version = ?) OR expected = ? LIMIT 1"
-    found = db.execute(query, (origin, obj.key, obj.version, expected)).fetchone()
+    query = (
+        f"SELECT {_COLUMNS} FROM ingests WHERE (origin = ? AND key = ? AND version = ? AND size = ?) OR expected = ? LIMIT 1"
+    )
+    found = db.execute(query, (origin, obj.key, obj.version, obj.size, expected)).fetchone()
     return _row(found) if found else None
 
 

@@ -57,6 +57,21 @@ def open_(db: sqlite3.Connection, row: LeaseRow) -> int:
     return int(cursor.lastrowid or 0)
 
 
+def enter(db: sqlite3.Connection, rows: Iterable[LeaseRow]) -> None:
+    """Leases that were granted while the index could not be written; their numbers there are new ones."""
+    now = time.time()
+    db.executemany(
+        "INSERT OR IGNORE INTO leases (grant_number, id, uid, pid, client, source, resolution, revision, ttl_s, granted_at,"
+        " renewed_at) SELECT NULL, ?1, ?2, ?3, ?4, ?5, NULL, ?6, ?7, ?8, ?8",
+        [(row.id, row.uid, row.pid, row.client, row.source, row.revision, row.ttl_s, now) for row in rows],
+    )
+
+
+def newest_grant(db: sqlite3.Connection) -> int:
+    found = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'leases'").fetchone()
+    return int(found[0]) if found else 0
+
+
 def bind(db: sqlite3.Connection, resolution: str, revision: Revision) -> None:
     """Whoever waits for this resolution holds its revision from now on."""
     db.execute("UPDATE leases SET revision = ?, resolution = NULL WHERE resolution = ?", (revision, resolution))

@@ -24,11 +24,11 @@ from hotshelf_daemon.ingest.frontier import Frontier
 from hotshelf_daemon.ingest.receiving import Receiver
 from hotshelf_daemon.ingest.segment import Job, Meter
 from hotshelf_daemon.ingest.slots import Slots
-from hotshelf_daemon.origin import Changed, Origin
+from hotshelf_daemon.origin import Changed, Corrupted, Origin
 from hotshelf_daemon.plan import Missing
 from hotshelf_daemon.policy import reason_by_bytes
 from hotshelf_daemon.shelf import Shelf
-from hotshelf_daemon.states import IngestEvent
+from hotshelf_daemon.states import IngestEvent, IngestState
 from hotshelf_daemon.store import blobs as files
 from hotshelf_daemon.store import durable
 from hotshelf_shared.digest import Digest
@@ -128,9 +128,10 @@ class Ingests:
                 try:
                     return await self._attempt(order, active)
                 except IntegrityError as error:
-                    if isinstance(error, Changed) or order.missing.digest is None:
+                    promised = order.missing.digest is not None or isinstance(error, Corrupted)
+                    if isinstance(error, Changed) or not promised:
                         raise
-                    # Wrong bytes against a published digest: a proxy's hiccup is cured by asking once more.
+                    # Wrong bytes against a digest or checksum: a proxy's hiccup is cured by asking once more.
                     self._shelf.metrics.verify_failures.labels("digest").inc()
                     return await self._attempt(order, active)
             finally:
@@ -138,8 +139,13 @@ class Ingests:
 
     async def _attempt(self, order: Order, active: _Active) -> Brought:
         item = order.missing
-        row = await self._shelf.index.write(lambda db: _begin(db, item))
-        active.ingest = row.id
+
+        def begin(db: Any) -> IngestRow:
+            row = _begin(db, item)
+            active.ingest = row.id  # before anybody can see the row, and take it for abandoned
+            return row
+
+        row = await self._shelf.index.write(begin)
         try:
             fd, digest, unsafe = await self._download(order, active, row)
         except BaseException as error:
@@ -168,7 +174,7 @@ class Ingests:
         active.meter.kept = 0
         resume = row.size > self._fetch.segment_bytes
         fd, resumed = await asyncio.to_thread(files.open_ingest, self._shelf.layout, row.id, row.size, resume=resume)
-        job = Job(order.origin, order.missing.object, fd, Frontier(fd, row.size), active.meter, self._fetch.attempts)
+        job = self._job(order, row, fd, active.meter)
         try:
             done = await self._trusted(job, row) if resumed else []
             await self._fetch_all(job, row, done, prefetch=order.prefetch)
@@ -179,6 +185,19 @@ class Ingests:
             os.close(fd)
             raise
         return fd, digest, unsafe
+
+    def _job(self, order: Order, row: IngestRow, fd: int, meter: Meter) -> Job:
+        return Job(
+            order.origin,
+            order.missing.object,
+            fd,
+            Frontier(fd, row.size),
+            meter,
+            self._fetch.attempts,
+            floor_rate=self._fetch.floor_rate,
+            floor_window_s=self._fetch.idle_timeout_s,
+            loose=not order.missing.object.version and row.expected is None,
+        )
 
     async def _seal(self, row: IngestRow, fd: int) -> None:
         def seal() -> None:
@@ -193,7 +212,7 @@ class Ingests:
 
     async def _fetch_all(self, job: Job, row: IngestRow, done: list[SegmentRow], *, prefetch: bool) -> None:
         # Without an ETag or a promised digest nothing ties two ranges to one version: one stream.
-        loose = not job.object.version and row.expected is None
+        loose = job.loose
         ranges = plan.segments(
             row.size, row.size or 1 if loose else self._fetch.segment_bytes, [(s.start, s.stop) for s in done]
         )
@@ -264,6 +283,9 @@ def _begin(db: Any, item: Missing) -> IngestRow:
     if row is None:
         row = ingests.new_row(item.origin, item.object, item.digest)
         ingests.reserve(db, [row])
+    elif row.state is not IngestState.RESERVED:
+        # Whoever was at it was cancelled between two steps; single flight says that nobody is at it now.
+        ingests.advance(db, row.id, IngestEvent.INTERRUPT)
     ingests.advance(db, row.id, IngestEvent.FETCH)
     return row
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,11 +16,13 @@ from awscrt.checksums import crc64nvme
 
 from hotshelf_daemon.ingest.frontier import Frontier
 from hotshelf_daemon.objects import OriginObject
-from hotshelf_daemon.origin import Origin, delay_s
+from hotshelf_daemon.origin import Misanswered, Origin, delay_s
 from hotshelf_daemon.store.durable import disk_errors, pwrite_all
 from hotshelf_shared.errors import OriginUnavailable
 
 BUFFER_BYTES = 1 << 20
+#: An attempt that brought less has not helped: breaking again and again after a few bytes must come to an end.
+WORTHWHILE_BYTES = 64 << 10
 _thread = threading.local()
 
 
@@ -54,6 +57,10 @@ class Job:
     frontier: Frontier
     meter: Meter
     attempts: int
+    floor_rate: float = 0
+    floor_window_s: float = 20
+    #: Nothing ties a second request to the version of the first: what broke off cannot be taken up.
+    loose: bool = False
     stop: threading.Event = field(default_factory=threading.Event)
     _touching: int = 0
     _touched: threading.Condition = field(default_factory=threading.Condition)
@@ -89,6 +96,7 @@ def fetch(job: Job, start: int, stop: int) -> int:
             began = at
             try:
                 with job.origin.open(job.object, at, stop) as body:
+                    floor = _Floor(job)
                     while at < stop:
                         chunk = buffer[: _next_chunk(job, body.readinto, buffer, stop - at)]
                         with job.touching(), disk_errors("writing a download"):
@@ -98,9 +106,11 @@ def fetch(job: Job, start: int, stop: int) -> int:
                             job.frontier.feed(chunk)
                         at += len(chunk)
                         job.meter.parts[start] = at - start
-            except OriginUnavailable as error:
-                attempt = attempt + 1 if at == began else 1
-                if not error.retryable or attempt >= job.attempts:
+                        floor.came(len(chunk))
+            except (OriginUnavailable, Misanswered) as error:
+                attempt = attempt + 1 if at - began < WORTHWHILE_BYTES else 1
+                hopeless = isinstance(error, OriginUnavailable) and not error.retryable
+                if hopeless or attempt >= job.attempts or (job.loose and at > start):
                     raise
                 if job.stop.wait(delay_s(attempt, asked=error.retry_after_s)):
                     raise Stopped from error
@@ -119,6 +129,24 @@ def _next_chunk(job: Job, readinto: Callable[[memoryview], int], buffer: memoryv
     if not taken:
         raise OriginUnavailable(f"{job.object.key} ended {left:,} bytes early")
     return taken
+
+
+class _Floor:
+    """A connection that brings next to nothing is as good as a silent one, and is dropped like it."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._since, self._bytes = time.monotonic(), 0
+
+    def came(self, count: int) -> None:
+        """Raises OriginUnavailable when a whole window has brought less than it must."""
+        self._bytes += count
+        window_s = time.monotonic() - self._since
+        if window_s < self._job.floor_window_s:
+            return
+        if self._bytes < self._job.floor_rate * window_s:
+            raise OriginUnavailable(f"{self._job.object.key} came at {self._bytes / window_s:,.0f} bytes a second")
+        self._since, self._bytes = time.monotonic(), 0
 
 
 def checksum(fd: int, start: int, stop: int) -> int:

@@ -2,8 +2,11 @@
 
 from hotshelf_daemon.origin.directory import Directory
 from hotshelf_daemon.origin.memory import MemoryOrigin
-from hotshelf_daemon.origin.port import Body, Changed, Origin
+from hotshelf_daemon.origin.port import Body, Changed, Corrupted, Misanswered, Origin
 from hotshelf_daemon.origin.retrying import Retrying, delay_s
 from hotshelf_daemon.origin.upload import Upload, upload_to
 
-__all__ = ["Body", "Changed", "Directory", "MemoryOrigin", "Origin", "Retrying", "Upload", "delay_s", "upload_to"]
+__all__ = [
+    "Body", "Changed", "Corrupted", "Directory", "MemoryOrigin", "Misanswered", "Origin", "Retrying", "Upload", "delay_s",
+    "upload_to",
+]  # fmt: skip

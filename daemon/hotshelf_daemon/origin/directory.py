@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
-from hotshelf_daemon.config import Settings
+from hotshelf_daemon import logs
+from hotshelf_daemon.config import Settings, reread
 from hotshelf_daemon.origin import s3
 from hotshelf_daemon.origin.file import FileOrigin, root_for
 from hotshelf_daemon.origin.port import Origin
@@ -41,7 +43,14 @@ class Directory:
 
     def _bucket(self, name: str) -> Origin:
         label, origin = s3.bucket(self._settings, name)
-        return s3.S3Origin(s3.client_for(origin, self._settings), name, label)
+        changing = any((origin.access_key_id_file, origin.secret_access_key_file, origin.session_token_file))
+
+        def renew() -> Any:
+            fresh = reread(origin)
+            logs.keep_out(fresh.secrets())
+            return s3.client_for(fresh, self._settings)
+
+        return s3.S3Origin(s3.client_for(origin, self._settings), name, label, renew if changing else None)
 
     def _kept(self, key: tuple[str, str], make: Callable[[], Origin]) -> Origin:
         with self._lock:

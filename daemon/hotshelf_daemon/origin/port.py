@@ -12,13 +12,27 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from hotshelf_daemon.objects import OriginObject
-from hotshelf_shared.errors import IntegrityError
+from hotshelf_shared.errors import IntegrityError, OriginUnavailable
 
 
 class Changed(IntegrityError):
     """The object changed at the origin while it was being fetched."""
 
     default_hint = "Publish under a new prefix, or with `hotshelf push`, and ask again."
+
+
+class Misanswered(IntegrityError):
+    """The answer is not to what was asked: another request may be answered better."""
+
+    default_hint = "The service in front of the bucket must honour Range (Accept-Ranges: bytes) and Content-Range."
+
+
+class Corrupted(IntegrityError):
+    """The bytes do not match the checksum that came with them: all of them have to be fetched again."""
+
+
+class Busy(OriginUnavailable):
+    """The origin asks everybody to slow down."""
 
 
 class Body(Protocol):

@@ -7,24 +7,28 @@ Every ranged answer is held against what was asked: 206, the exact Content-Range
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import boto3
 import botocore
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
 
 from hotshelf_daemon.config import OriginSettings, Settings
 from hotshelf_daemon.objects import OriginObject
-from hotshelf_daemon.origin.port import Body, Changed
-from hotshelf_daemon.origin.s3_errors import translated
+from hotshelf_daemon.origin.guard import guarded
+from hotshelf_daemon.origin.port import Body, Changed, Misanswered
+from hotshelf_daemon.origin.s3_body import Promise, StreamedBody
+from hotshelf_daemon.origin.s3_errors import EXPIRED, translated
 from hotshelf_shared.errors import IntegrityError, OriginUnavailable, TooLarge
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+T = TypeVar("T")
 MAX_LISTED = 200_000
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)\Z")
 
@@ -49,7 +53,8 @@ def client_for(origin: OriginSettings, settings: Settings) -> S3Client:
         aws_session_token=origin.session_token.get_secret_value() if origin.session_token else None,
         region_name=origin.region or (None if origin.endpoint_url is None else "us-east-1"),
     )
-    return session.client("s3", endpoint_url=origin.endpoint_url, config=config, verify=origin.ca_bundle)
+    client: S3Client = session.client("s3", endpoint_url=origin.endpoint_url, config=config, verify=origin.ca_bundle)
+    return guarded(client)  # type: ignore[no-any-return]
 
 
 def _addressing(origin: OriginSettings) -> Any:
@@ -61,23 +66,13 @@ def _addressing(origin: OriginSettings) -> Any:
     return "path" if bare else "auto"
 
 
-class _Body:
-    """A streaming body whose own errors are translated, and only those: the reader's disk errors are not the origin's."""
-
-    def __init__(self, stream: Any, guard: Callable[[], AbstractContextManager[None]]) -> None:
-        self._stream, self._guard = stream, guard
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        with self._guard():
-            return int(self._stream.readinto(buffer))
-
-    def close(self) -> None:
-        self._stream.close()
-
-
 class S3Origin:
-    def __init__(self, client: S3Client, bucket: str, label: str) -> None:
+    """`renew` makes a client with fresh credentials: once for each time that those in use turn out to have expired."""
+
+    def __init__(self, client: S3Client, bucket: str, label: str, renew: Callable[[], S3Client] | None = None) -> None:
         self._client = client
+        self._renew = renew
+        self._renewing = threading.Lock()
         self._bucket = bucket
         self.label = label
         self.name = f"{client.meta.endpoint_url}/{bucket}"
@@ -85,12 +80,13 @@ class S3Origin:
     def head(self, key: str) -> OriginObject | None:
         with translated(self.label, self._principal, f"s3://{self._bucket}/{key}"):
             try:
-                answer = self._client.head_object(Bucket=self._bucket, Key=key)
+                answer = self._ask(lambda client: client.head_object(Bucket=self._bucket, Key=key))
             except ClientError as error:
                 if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
                     return None
                 raise
-        return OriginObject(key, int(answer["ContentLength"]), answer.get("ETag", ""))
+            where = f"s3://{self._bucket}/{key}"
+            return OriginObject(key, int(answer["ContentLength"]), _version(answer.get("ETag", ""), where))
 
     def list(self, folder: str) -> Iterator[OriginObject]:
         below = f"{folder}/" if folder else ""
@@ -103,14 +99,15 @@ class S3Origin:
                     if not entry["Key"].startswith(below):
                         raise IntegrityError(f"{self.label} listed {entry['Key']!r}, which is not below {below!r}")
                     if not entry["Key"].endswith("/"):
-                        yield OriginObject(entry["Key"], int(entry["Size"]), entry.get("ETag", ""))
+                        where = f"s3://{self._bucket}/{entry['Key']}"
+                        yield OriginObject(entry["Key"], int(entry["Size"]), _version(entry.get("ETag", ""), where))
                 if seen > MAX_LISTED:
                     raise TooLarge(f"more than {MAX_LISTED:,} keys below {below!r}", hint="Name a narrower folder.")
 
     def read(self, key: str, limit: int) -> bytes | None:
         with translated(self.label, self._principal, f"s3://{self._bucket}/{key}"):
             try:
-                answer = self._client.get_object(Bucket=self._bucket, Key=key)
+                answer = self._ask(lambda client: client.get_object(Bucket=self._bucket, Key=key))
             except self._client.exceptions.NoSuchKey:
                 return None
             with_body = answer["Body"]
@@ -120,7 +117,7 @@ class S3Origin:
                 with_body.close()
         if len(data) > limit:
             raise IntegrityError(f"s3://{self._bucket}/{key} is over {limit:,} bytes")
-        if len(data) != answer["ContentLength"]:
+        if len(data) != answer.get("ContentLength", len(data)):
             raise OriginUnavailable(f"s3://{self._bucket}/{key} ended early")
         return data
 
@@ -133,15 +130,35 @@ class S3Origin:
             wanted["IfMatch"] = obj.version
         with translated(self.label, self._principal, where):
             try:
-                answer: Any = self._client.get_object(Bucket=self._bucket, Key=obj.key, **wanted)  # type: ignore[arg-type]
+                answer: Any = self._ask(lambda client: client.get_object(Bucket=self._bucket, Key=obj.key, **wanted))  # type: ignore[arg-type]
             except self._client.exceptions.NoSuchKey as error:
                 raise Changed(f"{where} was listed and is not there", hint="Publish it again.") from error
-        body = _Body(answer["Body"], lambda: translated(self.label, self._principal, where))
+        headers = answer["ResponseMetadata"].get("HTTPHeaders", {})
+        promise = Promise.of(headers, obj.size) if whole else None
+        body = StreamedBody(answer["Body"], lambda: translated(self.label, self._principal, where), promise)
         try:
             _check_answer(answer, obj, start, stop, where)
             yield body
         finally:
             body.close()
+
+    def _ask(self, request: Callable[[S3Client], T]) -> T:
+        """Once more with fresh credentials when those in use have expired."""
+        client = self._client
+        try:
+            return request(client)
+        except (ConnectionClosedError, ReadTimeoutError):
+            # A kept connection that died silently seldom died alone: the next request gets a new one.
+            client._endpoint.http_session.close()  # type: ignore[attr-defined]
+            raise
+        except ClientError as error:
+            # An answer to HEAD has no body that could name the reason.
+            if self._renew is None or error.response.get("Error", {}).get("Code") not in EXPIRED | {"400", "403"}:
+                raise
+            with self._renewing:
+                if self._client is client:
+                    self._client = self._renew()
+            return request(self._client)
 
     @property
     def _principal(self) -> str:
@@ -155,19 +172,27 @@ def _check_answer(answer: Any, obj: OriginObject, start: int, stop: int, where: 
         raise Changed(f"{where} changed at the origin")
     if (encoding := answer.get("ContentEncoding", "")) not in ("", "identity", "aws-chunked"):
         raise IntegrityError(f"{where} comes {encoding}-encoded", hint="Store weights without Content-Encoding.")
-    if answer["ContentLength"] != stop - start:
-        raise IntegrityError(f"{where}: asked for {stop - start:,} bytes, the origin sends {answer['ContentLength']:,}")
-    if start == 0 and stop == obj.size:
-        return
-    status = answer["ResponseMetadata"]["HTTPStatusCode"]
-    found = _CONTENT_RANGE.match(answer.get("ContentRange", ""))
-    if status != 206 or found is None or (int(found[1]), int(found[2])) != (start, stop - 1):
+    if not (start == 0 and stop == obj.size):
+        status = answer["ResponseMetadata"]["HTTPStatusCode"]
+        found = _CONTENT_RANGE.match(answer.get("ContentRange", ""))
+        if status != 206 or found is None or (int(found[1]), int(found[2])) != (start, stop - 1):
+            said = f"{status} {answer.get('ContentRange', 'and no Content-Range')}"
+            raise Misanswered(f"{where}: asked for {stop - start:,} bytes, the origin answers the Range with {said}")
+        if found[3] not in ("*", str(obj.size)):
+            raise Changed(f"{where} is {found[3]} bytes by now, not {obj.size}")
+    # Without a length the body ends with the connection: whoever reads counts.
+    if (sent := answer.get("ContentLength", stop - start)) != stop - start:
+        raise Misanswered(f"{where}: asked for {stop - start:,} bytes, the origin sends {sent:,}")
+
+
+def _version(tag: str, where: str) -> str:
+    """The ETag. A weak one says that the bytes may differ: nothing could tie two reads to one version."""
+    if tag.startswith("W/"):
         raise IntegrityError(
-            f"{where}: the origin answers a Range with {status} {answer.get('ContentRange', 'and no Content-Range')}",
-            hint="The service in front of the bucket must honour Range (Accept-Ranges: bytes).",
+            f"{where} has only a weak ETag",
+            hint="Switch off what rewrites bodies on the way (gzip), or publish with `hotshelf push`.",
         )
-    if found[3] not in ("*", str(obj.size)):
-        raise Changed(f"{where} is {found[3]} bytes by now, not {obj.size}")
+    return tag
 
 
 def bucket(settings: Settings, name: str) -> tuple[str, OriginSettings]:

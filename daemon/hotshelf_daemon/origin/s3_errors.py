@@ -10,15 +10,23 @@ from typing import Any
 
 import urllib3.exceptions
 from botocore import exceptions as boto
+from botocore.parsers import ResponseParserError
 
-from hotshelf_daemon.origin.port import Changed
+from hotshelf_daemon.origin.guard import LinkLocal
+from hotshelf_daemon.origin.port import Busy, Changed
 from hotshelf_shared.errors import AccessDenied, HotshelfError, IntegrityError, NotFound, OriginUnavailable
 
 _DENIED_HINTS = {
     "InvalidAccessKeyId": "The access key id is unknown there: check access_key_id (B2_KEY_ID) and endpoint_url.",
     "SignatureDoesNotMatch": "The secret is wrong for that key id: check secret_access_key (B2_SECRET_KEY) and region.",
     "ExpiredToken": "The session token has expired: supply a fresh one.",
+    "ExpiredTokenException": "The session token has expired: supply a fresh one.",
+    "TokenRefreshRequired": "The session token has expired: supply a fresh one.",
 }
+_NO_S3 = "Check endpoint_url: something else may answer there, or stand in front of it."
+_WHEN_REQUIRED = "Set AWS_REQUEST_CHECKSUM_CALCULATION and AWS_RESPONSE_CHECKSUM_VALIDATION to when_required for your tools."
+LONGEST_ASKED_S = 60.0
+EXPIRED = frozenset(code for code in _DENIED_HINTS if "Token" in code)
 
 
 @contextmanager
@@ -32,14 +40,19 @@ def translated(label: str, principal: str, where: str, *, doing: str = "read") -
         hint = "Set the origin's access_key_id and secret_access_key, or `unsigned: true` for a public bucket."
         raise AccessDenied(f"there are no credentials for {where}", hint=hint) from error
     except boto.SSLError as error:
-        unavailable = OriginUnavailable(
-            f"the certificate of {label} is not accepted ({_first_line(error)})", hint="Set the origin's ca_bundle."
-        )
-        unavailable.retryable = False
-        raise unavailable from error
+        reason = f"the certificate of {label} is not accepted ({_first_line(error)})"
+        raise _hopeless(reason, "Set the origin's ca_bundle.") from error
     except (boto.ParamValidationError, boto.InvalidRegionError, boto.UnknownServiceError) as error:
         raise NotFound(f"{where} cannot be asked for: {_first_line(error)}") from error
+    except boto.PaginationError as error:
+        raise IntegrityError(f"{label} lists {where} in circles", hint="The service's listing is broken.") from error
+    except (ResponseParserError, ValueError, TypeError, KeyError) as error:
+        # botocore lets some of what it stumbles over in an answer through as it is.
+        raise IntegrityError(f"{label} answers for {where} what is no S3 answer", hint=_NO_S3) from error
     except (boto.BotoCoreError, urllib3.exceptions.HTTPError, OSError) as error:
+        if isinstance(refusal := getattr(error, "kwargs", {}).get("error"), LinkLocal):
+            hint = "Point the origin's endpoint_url at a service that is not link-local."
+            raise AccessDenied(f"{label} is not asked for {where}: {refusal}", hint=hint) from error
         # Endpoint, connection, proxy, time-out and broken-stream errors: all of them may pass.
         raise OriginUnavailable(f"{label} cannot be reached for {where}: {_first_line(error)}") from error
 
@@ -56,25 +69,48 @@ def _of_answer(error: boto.ClientError, label: str, denied: str, where: str) -> 
         theirs = _server_time(headers)
         ours = time.strftime("%H:%M:%S", time.gmtime())
         return OriginUnavailable(f"the clocks differ: here {ours}, at {label} {theirs} (UTC)", hint="Set this clock right.")
-    if status in (401, 403):
+    if status in (401, 403) or code in EXPIRED:
         hint = _DENIED_HINTS.get(code, "Give that key the right to it, or configure another key.")
         return AccessDenied(f"{said}: {denied}", hint=hint)
     if status == 404:
         return NotFound(f"{where} is not there ({said})")
     if status in (412, 416):
         return Changed(f"{where} changed at the origin")
-    if status in (429, 500, 502, 503, 504):
+    if status in (429, 503) or code in ("SlowDown", "RequestLimitExceeded"):
+        return Busy(f"{said} for {where}", retry_after_s=_retry_after(headers))
+    if status in (500, 502, 504):
         return OriginUnavailable(f"{said} for {where}", retry_after_s=_retry_after(headers))
     if status in (301, 302, 307, 308):
         return AccessDenied(f"{said}: it redirects {where} elsewhere", hint="Set the origin's region and endpoint_url right.")
+    return _of_odd_answer(status, str(answer.get("Error", {}).get("Message", "")), said, where)
+
+
+def _of_odd_answer(status: int, message: str, said: str, where: str) -> HotshelfError:
+    if status == 407:
+        return _hopeless(f"{said}: a proxy stands before {where}", "Set NO_PROXY for the endpoint, or mend the proxy.")
+    if "checksum" in message.lower():
+        return IntegrityError(f"{said} for {where}: it does not know the checksums it was sent", hint=_WHEN_REQUIRED)
     return IntegrityError(f"{said} for {where}", hint="See what the service says about that status.")
 
 
 def _retry_after(headers: Any) -> float | None:
+    """Seconds, or a date; a minute at the most."""
+    asked = headers.get("retry-after", "")
     try:
-        return min(max(float(headers.get("retry-after", "")), 0.0), 60.0)
+        return min(max(float(asked), 0.0), LONGEST_ASKED_S)
     except ValueError:
+        pass
+    try:
+        return min(max(parsedate_to_datetime(asked).timestamp() - time.time(), 0.0), LONGEST_ASKED_S)
+    except (TypeError, ValueError):
         return None
+
+
+def _hopeless(message: str, hint: str) -> OriginUnavailable:
+    """Unavailable, and no retry will help."""
+    error = OriginUnavailable(message, hint=hint)
+    error.retryable = False
+    return error
 
 
 def _server_time(headers: Any) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from boto3.exceptions import S3UploadFailedError
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError, HTTPClientError
-from s3transfer.exceptions import S3UploadFailedError
 
 from hotshelf_daemon.config import Settings
 from hotshelf_daemon.origin import s3

@@ -14,11 +14,12 @@ from hotshelf_daemon.server.handing import Handing
 from hotshelf_daemon.server.openapi import document
 from hotshelf_daemon.server.peers import Guard
 from hotshelf_daemon.server.replies import as_json, problems
+from hotshelf_daemon.server.shedding import shedding
 from hotshelf_daemon.server.unix import listen_on, remove_own
 from hotshelf_shared.errors import DaemonUnavailable
 from hotshelf_shared.wire import MAX_RENEW_BODY_BYTES
 
-__all__ = ["ROUTES", "Calls", "Guard", "Handing", "application", "health", "listen_on", "remove_own"]
+__all__ = ["ROUTES", "Calls", "Guard", "Handing", "application", "health", "listen_on", "remove_own", "shedding"]
 
 ROUTES = (*workers_calls.ROUTES, *handing.ROUTES)
 

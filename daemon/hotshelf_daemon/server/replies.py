@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
+from hotshelf_daemon.store import durable
 from hotshelf_shared import wire
 from hotshelf_shared.errors import HotshelfError, InvalidRequest, NotFound, TooLarge
 from hotshelf_shared.wire import Progress
@@ -44,7 +45,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         return as_problem(error)
     except web.HTTPException as error:
         return as_problem(_of_http(request, error))
-    except (ConnectionResetError, asyncio.CancelledError):
+    except (ConnectionError, asyncio.CancelledError):
         raise
     except Exception as error:
         return as_problem(_as_ours(request, error))
@@ -92,6 +93,9 @@ async def stream(
 def _as_ours(request: web.Request, error: Exception) -> HotshelfError:
     if isinstance(error, HotshelfError):
         return error
+    if isinstance(error, OSError) and error.errno:
+        log.warning("the system refused", extra={"path": request.path}, exc_info=error)
+        return durable.as_ours(error, f"{request.method} {request.path[:200]}")
     log.error("defect", extra={"path": request.path}, exc_info=error)
     return HotshelfError(f"an unexpected {type(error).__name__} in hotshelfd")
 

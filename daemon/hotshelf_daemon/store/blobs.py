@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,7 +29,7 @@ def open_ingest(layout: Layout, name: str, size: int, *, resume: bool) -> tuple[
 
 
 def drop_ingest(layout: Layout, name: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
+    with durable.disk_errors("removing a download"), contextlib.suppress(FileNotFoundError):
         layout.remove("ingest", name)
 
 
@@ -54,6 +55,12 @@ def publish(layout: Layout, sealed: Mapping[str, Digest], *, known: Iterable[Dig
             held.add(digest)
         for shard in touched:
             os.fsync(shard)
+
+
+def withdraw(layout: Layout, digests: Iterable[Digest]) -> None:
+    """Blobs whose commit failed half-way: no row will speak of them. Best effort; the next start adopts what is left."""
+    with contextlib.suppress(HotshelfError):
+        discard(layout, digests)
 
 
 def discard(layout: Layout, digests: Iterable[Digest]) -> None:
@@ -100,14 +107,22 @@ def is_right(layout: Layout, digest: Digest) -> bool:
     """Reads and hashes it all. An error of the disk counts as wrong: bytes that cannot be read cannot be served."""
     try:
         fd = open_blob(layout, digest)
-    except (OSError, HotshelfError):
+    except (OSError, HotshelfError) as error:
+        _refuse_to_judge(error)
         return False
     try:
         return Digest.of_fd(fd) == digest
-    except OSError:
+    except OSError as error:
+        _refuse_to_judge(error)
         return False
     finally:
         os.close(fd)
+
+
+def _refuse_to_judge(error: Exception) -> None:
+    """Having no descriptor or memory left says nothing about a blob."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        raise durable.as_ours(error, "checking a blob") from error
 
 
 def strangers(layout: Layout) -> Iterator[tuple[int, str, Digest | None]]:

@@ -12,7 +12,7 @@ import errno
 import os
 from collections.abc import Iterator
 
-from hotshelf_shared.errors import HotshelfError, InsufficientSpace
+from hotshelf_shared.errors import DaemonUnavailable, HotshelfError, InsufficientSpace
 
 READ_ONLY_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _RENAME_NOREPLACE = 1
@@ -25,12 +25,25 @@ def disk_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = f"{doing} failed: {os.strerror(error.errno) if error.errno else error}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InsufficientSpace(reason, hint="Free room or inodes on the store's file system.") from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise HotshelfError(reason, hint="The store is not writable: check its mount and owner.") from error
-        raise HotshelfError(reason, hint="Look at the disk: `dmesg`, `hotshelf doctor`.") from error
+        raise as_ours(error, doing) from error
+
+
+def as_ours(error: OSError, doing: str) -> HotshelfError:
+    reason = f"{doing} failed: {os.strerror(error.errno) if error.errno else error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(reason)
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return HotshelfError(reason, hint="The store is not writable: check its mount and owner.")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        hint = "Ask again; raise the daemon's limit of open files (ulimit -n, LimitNOFILE) when it stays so."
+        return DaemonUnavailable(reason, hint=hint, retry_after_s=1)
+    return HotshelfError(reason, hint="Look at the disk: `dmesg`, `hotshelf doctor`.")
+
+
+class DiskFull(InsufficientSpace):
+    """The file system has less room than it said."""
+
+    default_hint = "Free room or inodes on the store's file system."
 
 
 def create(folder: int, name: str, size: int) -> int:

@@ -6,6 +6,7 @@ Invariant: a snapshot appears under its name by one rename, complete, with every
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -73,7 +74,13 @@ def _folder(folders: dict[str, int], path: str) -> int:
 
 
 def is_there(layout: Layout, revision: Revision) -> bool:
-    return durable.exists(layout["snapshots"], revision.hex)
+    """A handle that a network volume calls stale leads nowhere: what cannot be looked at is not there."""
+    try:
+        return durable.exists(layout["snapshots"], revision.hex)
+    except OSError as error:
+        if error.errno in (errno.ESTALE, errno.ENOTDIR, errno.EIO):
+            return False
+        raise
 
 
 def is_laid_out(layout: Layout, tree: Manifest) -> bool:
@@ -110,13 +117,17 @@ def write_record(layout: Layout, folder: str, name: str, data: bytes) -> None:
     unseen = f"{secrets.token_hex(8)}.rec"
     fd = durable.create(layout["ingest"], unseen, 0)
     try:
-        durable.pwrite_all(fd, memoryview(data), 0)
+        try:
+            durable.pwrite_all(fd, memoryview(data), 0)
+        except BaseException:
+            os.close(fd)
+            raise
+        durable.seal(fd)
+        os.rename(unseen, name, src_dir_fd=layout["ingest"], dst_dir_fd=layout[folder])
     except BaseException:
-        os.close(fd)
-        layout.remove("ingest", unseen)
+        with contextlib.suppress(OSError):
+            layout.remove("ingest", unseen)
         raise
-    durable.seal(fd)
-    os.rename(unseen, name, src_dir_fd=layout["ingest"], dst_dir_fd=layout[folder])
     os.fsync(layout[folder])
 
 
@@ -126,7 +137,7 @@ def write_json(layout: Layout, folder: str, name: str, body: dict[str, Any]) -> 
 
 
 def drop_record(layout: Layout, folder: str, name: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
+    with durable.disk_errors(f"removing a record of {folder}/"), contextlib.suppress(FileNotFoundError):
         os.unlink(name, dir_fd=layout[folder])
 
 

@@ -1,0 +1,46 @@
+"""Rows 37 to 42: any single call to the disk may fail, and the caller is served or told why, then and afterwards."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from tests.faults.test_killing import ROOT, scratch  # noqa: F401 - a fixture
+from tests.servers.child import clean_environment
+
+pytestmark = [pytest.mark.root, pytest.mark.needs("strace")]
+#: Of several hundred points and errors; another choice needs another seed.
+SAMPLE = {"acquire": 45, "evict": 15}
+
+
+def fail(scenario: str, folder: pathlib.Path, sample: int) -> list[dict[str, object]]:
+    argv = [sys.executable, "-m", "tests.faults.failing", scenario, str(folder / "x"), str(sample), "sample"]
+    done = subprocess.run(argv, cwd=ROOT, env=clean_environment(), check=False, capture_output=True, text=True, timeout=3_000)
+    assert done.returncode == 0, done.stderr[-4_000:]
+    found: list[dict[str, object]] = json.loads(done.stdout)
+    return found
+
+
+def wrongs(found: list[dict[str, object]]) -> list[str]:
+    return [f"{one['fault']}: {wrong}" for one in found for wrong in one["wrongs"]]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("scenario", ["acquire", "evict"])
+def test_a_call_to_the_disk_that_fails_is_a_typed_error_and_costs_nothing_else(
+    scratch: pathlib.Path,  # noqa: F811
+    scenario: str,
+) -> None:
+    found = fail(scenario, scratch, SAMPLE[scenario])
+    assert wrongs(found) == []
+    assert len(found) == SAMPLE[scenario]
+    assert {one["told"] for one in found} <= {None, "insufficient_space", "internal_error"}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("scenario", ["acquire", "evict"])
+def test_every_call_to_the_disk_may_fail(scratch: pathlib.Path, scenario: str) -> None:  # noqa: F811
+    assert wrongs(fail(scenario, scratch, 0)) == []

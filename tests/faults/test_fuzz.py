@@ -1,0 +1,167 @@
+"""What comes from outside, mutated at random: nothing crashes, nothing is a 500, nothing takes long.
+
+HOTSHELF_TEST_SEED repeats a run that failed; `make soak` does fifty times as many.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import random
+import socket
+import time
+from collections.abc import Callable
+
+import pytest
+
+from hotshelf import transport
+from hotshelf_daemon.config import load
+from hotshelf_daemon.policy import Policy, check, check_tensors
+from hotshelf_shared.errors import HotshelfError
+from hotshelf_shared.manifest import Manifest
+from hotshelf_shared.source import Source
+from hotshelf_shared.wire import AcquireRequest, LeaseAnswer, RenewRequest
+from tests import objects
+from tests.daemon_process import Daemon
+
+INPUTS, SOAK = 20_000, 1_000_000
+LONGEST_S = 1.0
+SEED = os.environ.get("HOTSHELF_TEST_SEED", "in CI")
+TREE = objects.model("fuzz", unet=200, text_encoder=200, vae=200)
+LEASE = {
+    "id": "a" * 32, "grant": 1, "source": "s3://b/m", "revision": str(objects.manifest_of(TREE).revision),
+    "path": "snapshots/x", "kind": "tree", "skipped": [], "expires_s": 60.0,
+    "files": [{"path": "a", "digest": f"sha256:{'0' * 64}", "size": 1}],
+}  # fmt: skip
+SPICE = (
+    b"\x00", b"\xff\xfe", b"../", b"\\", b'"', b"{", b"[", b"]", b"}", b",", b":", b"1e999", b"-1", b"NaN", b"9" * 400, b"null",
+    b"\r\n", b"\n", b"\r\n\r\n", b"%00", b"sha256:", b"s3://", b"\xed\xa0\x80", b"Transfer-Encoding: chunked\r\n", b"true",
+)  # fmt: skip
+
+
+def mutated(data: bytes, chance: random.Random) -> bytes:
+    out = bytearray(data)
+    for _ in range(chance.randrange(1, 6)):
+        at, much = chance.randrange(len(out) + 1), chance.randrange(1, 12)
+        deed = chance.randrange(5)
+        if deed == 0:
+            del out[at : at + much]
+        elif deed == 1:
+            out[at:at] = chance.choice(SPICE) * chance.choice((1, 1, 1, 50))
+        elif deed == 2 and out:
+            out[at % len(out)] = chance.randrange(256)
+        elif deed == 3:
+            out[at:at] = out[max(0, at - much * 8) : at]
+        else:
+            out = out[:at] + out[at + much :] + out[at : at + much]
+    return bytes(out)
+
+
+def events(data: bytes) -> None:
+    for event in transport.read_events(data.splitlines(), "GET /fuzz"):
+        if event.get("event") == "ready":
+            LeaseAnswer.parse(event.get("lease"))
+
+
+def configuration(data: bytes) -> None:
+    name, _, text = data.decode("latin-1").partition("=")
+    load({}, {f"HOTSHELF_{name.upper()}": text.replace("\x00", "")})
+
+
+def tensors(data: bytes) -> None:
+    fd = os.memfd_create("fuzz")
+    try:
+        os.write(fd, data)
+        check_tensors("a.safetensors", fd, len(data))
+    finally:
+        os.close(fd)
+
+
+def source(data: bytes) -> None:
+    Source.parse(data.decode(errors="surrogateescape"))
+
+
+READERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
+    "acquire": (AcquireRequest.parse, json.dumps({"source": "s3://b/m", "timeout_s": 3, "allow_patterns": ["*"]}).encode()),
+    "renew": (RenewRequest.parse, json.dumps({"client": "a" * 16, "ids": ["b" * 32], "seen": 3}).encode()),
+    "manifest": (Manifest.parse, objects.manifest_of(TREE).canonical()),
+    "source": (source, b"s3://weights/a/b.safetensors@sha256:" + b"0" * 64),
+    "ndjson": (events, b'{"event": "progress", "phase": "fetch"}\n' + json.dumps({"event": "ready", "lease": LEASE}).encode()),
+    "safetensors": (tensors, objects.safetensors("x", 200)),
+    "configuration": (configuration, b"budget=90%"),
+    "document": (lambda data: check("model_index.json", data, Policy()), TREE["model_index.json"]),
+}
+
+
+def feed(name: str, count: int, seed: str) -> None:
+    reader, example = READERS[name]
+    chance = random.Random(f"{seed} {name}")
+    for number in range(count):
+        data, began = mutated(example, chance), time.monotonic()
+        try:
+            reader(data)
+        except HotshelfError as refusal:
+            assert refusal.message, (name, data)  # noqa: PT017 - it need not be refused
+        except Exception as error:
+            raise AssertionError(f"HOTSHELF_TEST_SEED={seed}: input {number} of {name}, {data!r}, raised {error!r}") from error
+        assert time.monotonic() - began < LONGEST_S, (name, number, data)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_what_is_mutated_is_read_or_refused(name: str) -> None:
+    feed(name, INPUTS if name != "configuration" else INPUTS // 5, SEED)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", READERS)
+def test_a_million_times_over(name: str) -> None:
+    feed(name, SOAK, os.environ.get("HOTSHELF_TEST_SEED") or os.urandom(4).hex())
+
+
+REQUESTS = [
+    b"POST /v1/leases HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n"
+    + b'{"source":"no-name"}',
+    b"GET /v1/snapshots/sha256:00 HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"POST /v1/leases/renew HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    b"PUT /v1/pins/s3%3A%2F%2Fb%2Fx HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+    b"DELETE /v1/leases/0123456789 HTTP/1.1\r\nHost: a\r\n\r\n",
+]
+
+
+def bombard(daemon: Daemon, count: int, seed: str) -> None:
+    chance = random.Random(f"{seed} http")
+    before = resident(daemon)
+    for number in range(count):
+        data = mutated(chance.choice(REQUESTS), chance)
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(LONGEST_S)
+            connection.connect(str(daemon.socket))
+            answer = b""
+            try:
+                connection.sendall(data)
+                connection.shutdown(socket.SHUT_WR)
+                while piece := connection.recv(65_536):
+                    answer += piece
+            except (ConnectionError, TimeoutError):
+                pass
+        statuses = [line.split(b" ")[1] for line in answer.split(b"\r\n") if line.startswith(b"HTTP/1.")]
+        assert all(not status.startswith(b"5") for status in statuses), (
+            f"HOTSHELF_TEST_SEED={seed}: {number}: {data!r}: {answer!r}"
+        )
+    assert resident(daemon) - before < 256 << 20
+    assert '"defect"' not in daemon.log_text
+    assert daemon.call("GET", "/v1/health").status == 200
+
+
+def resident(daemon: Daemon) -> int:
+    return int(pathlib.Path(f"/proc/{daemon.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_no_request_is_a_500(make_daemon: Callable[..., Daemon]) -> None:
+    bombard(make_daemon(), INPUTS, SEED)
+
+
+@pytest.mark.soak
+def test_no_request_of_a_million_is_a_500(make_daemon: Callable[..., Daemon]) -> None:
+    bombard(make_daemon(), SOAK, os.environ.get("HOTSHELF_TEST_SEED") or os.urandom(4).hex())
