@@ -132,6 +132,20 @@ def _flux(folder: pathlib.Path) -> Any:
     )  # fmt: skip
 
 
+def motion_adapter(folder: pathlib.Path, *, seed: int) -> pathlib.Path:
+    """What AnimateDiff adds to an "sd", in a folder."""
+    import torch
+    from diffusers import MotionAdapter
+
+    adapter = MotionAdapter(
+        block_out_channels=(8, 16), motion_layers_per_block=1, motion_norm_num_groups=2, motion_num_attention_heads=4
+    )
+    for number, parameter in enumerate(adapter.parameters()):
+        torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(1000 * seed + number))
+    adapter.save_pretrained(folder)
+    return folder
+
+
 #: Some 300 MB in float32: for measuring, not for drawing.
 _LARGE: dict[str, Any] = {
     "block_out_channels": (128, 256, 512),

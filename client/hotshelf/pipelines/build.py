@@ -98,12 +98,29 @@ def _foundation(order: PipelineOrder, files: Files, cache: PipelineCache | None)
             return Foundation(pipe, "built" if files.snapshot is None else "snapshot")
     keys, base = _component_keys(order, files), BaseKey.of(order, files)
     with cache.building(base), constructing, quietly():
-        kept = {name: module for name, key in keys.items() if (module := cache.get(key)) is not None}
+        kept = {name: part for name, key in keys.items() if (part := _in_memory(cache, name, key, base)) is not None}
         pipe = _loaded(order, files, {name: share(module) for name, module in kept.items()}, frozenset(keys))
-        fresh = {name: share(part) for name, part in modules_of(pipe).items() if name in keys and name not in kept}
-        keys = {name: key for name, key in keys.items() if name in kept or name in fresh}
-        cache.keep(base, keys, kept | fresh, files.base_leases)
+        parts = {name: part for name, part in modules_of(pipe).items() if name in keys}
+        fresh = {name: share(part) for name, part in parts.items() if type(part) is not type(kept.get(name))}
+        keys = _own_keys(keys, parts, files, base)
+        cache.keep(base, keys, {name: kept[name] for name in parts if name not in fresh} | fresh, files.base_leases)
         return Foundation(pipe, "memory" if not fresh else "built" if files.snapshot is None else "snapshot")
+
+
+def _in_memory(cache: PipelineCache, name: str, key: ComponentKey, base: BaseKey) -> Any | None:
+    converted = cache.get(_private_key(key, name, base))
+    return cache.get(key) if converted is None else converted
+
+
+def _own_keys(keys: Mapping[str, ComponentKey], parts: Modules, files: Files, base: BaseKey) -> dict[str, ComponentKey]:
+    """Some pipelines make another module of one that they are given: AnimateDiff puts its motion adapter into the UNet.
+
+    What came of that is kept for the same pipeline, and never served as the component that it was made of.
+    """
+    return {
+        name: _private_key(keys[name], name, base) if overrides.is_converted(files, name, part) else keys[name]
+        for name, part in parts.items()
+    }
 
 
 def _fused(order: PipelineOrder, files: Files, cache: PipelineCache | None) -> Foundation:
@@ -125,10 +142,11 @@ def _fused(order: PipelineOrder, files: Files, cache: PipelineCache | None) -> F
                 pipe = _loaded(order, files, own, frozenset(kept or keys))
             found = Foundation(pipe, "memory" if kept is not None else "snapshot", frozenset(keys) - _unchanged(files, keys))
         if kept is None:
-            mine = {name: _fused_key(key, name, base) if name in found.fused else key for name, key in keys.items()}
             with constructing:
                 modules = {name: share(part) for name, part in modules_of(found.pipe).items() if name in keys}
-            cache.keep(base, {name: mine[name] for name in modules}, modules, files.base_leases)
+            mine = _own_keys(keys, modules, files, base)
+            fused = {name: _private_key(keys[name], name, base) for name in modules if name in found.fused}
+            cache.keep(base, mine | fused, modules, files.base_leases)
         return found
 
 
@@ -148,7 +166,7 @@ def _fuse(order: PipelineOrder, files: Files, cache: PipelineCache | None) -> Fo
     return Foundation(clean.pipe, "built", fused)
 
 
-def _fused_key(key: ComponentKey, name: str, base: BaseKey) -> ComponentKey:
+def _private_key(key: ComponentKey, name: str, base: BaseKey) -> ComponentKey:
     return replace(key, digest=Digest.of(f"{base.foundation}/{name}".encode()))
 
 

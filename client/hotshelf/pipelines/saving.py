@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ def _write(clean: Foundation, order: PipelineOrder, files: Files, folder: Path) 
                 raise HotshelfError(
                     f"{type(part).__name__} cannot be saved: {first_line(error)}", hint="Use snapshot=False."
                 ) from error
-    (folder / needs.INDEX).write_text(_json(_index(clean, files)))
+    (folder / needs.INDEX).write_text(_json(_index(clean, files, changed)))
     found = [Path(at) / name for at, _, names in os.walk(folder) for name in names]
     for path in found:
         if path.suffix == ".json":
@@ -121,10 +121,11 @@ def _kept(clean: Foundation, order: PipelineOrder, files: Files) -> dict[str, Fi
     return {path: found for path, found in there.items() if path.partition("/")[0] in clean.pipe.components}
 
 
-def _index(clean: Foundation, files: Files) -> dict[str, Any]:
-    """The base's own, with the components that take another's place."""
+def _index(clean: Foundation, files: Files, changed: Collection[str]) -> dict[str, Any]:
+    """The base's own, with the components that take another's place, or that the pipeline made of what it was given."""
     parts = clean.pipe.components
-    return {**files.index, **{one.name: overrides.entry(parts[one.name]) for one in files.components}}
+    converted = [name for name in changed if overrides.is_converted(files, name, parts[name])]
+    return {**files.index, **{name: overrides.entry(parts[name]) for name in (*files.override_names, *converted)}}
 
 
 def _forget_where(path: Path) -> None:
