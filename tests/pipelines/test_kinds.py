@@ -98,3 +98,29 @@ def test_a_unet_that_a_pipeline_made_is_kept_as_what_it_became(
     plain = plainly_animated(library, motion(library, 1), torch_dtype=getattr(torch, order.get("dtype", "float32")))
     for pipe in pipes:
         assert_same_weights(pipe, pipes[0] if "lora" in options else plain)
+
+
+# ---- weights that torch derives from others
+
+
+def test_normed_weights_are_shared_too(library: Library, load: Any) -> None:
+    base = library.base("audio")
+    plain = library.plain(base)
+
+    def listen(pipe: Any) -> bytes:
+        import torch
+
+        options = {"num_inference_steps": 2, "audio_end_in_s": 1.0, "generator": torch.Generator().manual_seed(7)}
+        pipe.set_progress_bar_config(disable=True)
+        with tiny.quiet():
+            return bytes(pipe("a red cat", output_type="np", **options).audios.tobytes())
+
+    pipes = [load(base), load(base)]
+    assert [served(pipe) for pipe in pipes] == ["built", "memory"]
+    for pipe in pipes:
+        assert_same_weights(pipe, plain)
+    try:
+        expected = listen(plain)
+    except ImportError:  # its sampler wants torchsde, which is not everywhere
+        return
+    assert [listen(pipe) for pipe in pipes] == [expected, expected]
