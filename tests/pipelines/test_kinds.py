@@ -100,6 +100,37 @@ def test_a_unet_that_a_pipeline_made_is_kept_as_what_it_became(
         assert_same_weights(pipe, pipes[0] if "lora" in options else plain)
 
 
+# ---- several ControlNets are one component in several folders
+
+
+def test_every_one_of_several_controlnets_is_there(library: Library, load: Any, own_shelf: Daemon) -> None:
+    import torch
+
+    base = library.base("sd-two-controlnets")
+    for _ in range(2):
+        pipe = load(base)
+        assert len(pipe.controlnet.nets) == 2
+        assert_same_weights(pipe, library.plain(base))
+    loras = wanted([(library.lora("sd", "diffusers", seed=1), 0.7)])
+    fused = {"loras": loras, "lora_mode": "fuse"}
+    for order in ({"dtype": "bfloat16"}, fused):
+        pipes = [
+            hotshelf.load_pipeline(source(base), **order, snapshot=True, cache=None, client=client_of(own_shelf))
+            for _ in range(2)
+        ]
+        assert [served(pipe) for pipe in pipes] == ["built", "snapshot"]
+        assert_same_weights(pipes[1], pipes[0] if order is fused else library.plain(base, torch_dtype=torch.bfloat16))
+
+
+def test_controlnets_that_differ_in_the_second_are_not_the_same(library: Library, load: Any, tmp_path: pathlib.Path) -> None:
+    base = library.base("sd-two-controlnets")
+    other = library.base("sd-two-controlnets", seed=1)
+    second = other / "controlnet_1" / "diffusion_pytorch_model.safetensors"
+    second.write_bytes((other / "controlnet" / "diffusion_pytorch_model.safetensors").read_bytes())
+    load(base)
+    assert_same_weights(load(other), library.plain(other))
+
+
 # ---- weights that torch derives from others
 
 

@@ -155,7 +155,9 @@ def _unchanged(files: Files, keys: Mapping[str, object]) -> frozenset[str]:
     if files.snapshot is None or files.base.single is not None:
         return frozenset()
     names = keys.keys() - files.override_names
-    return frozenset(name for name in names if files.snapshot.component(name) == files.base.component(name))
+    return frozenset(
+        name for name in names if files.snapshot.component(name, files.index) == files.base.component(name, files.index)
+    )
 
 
 def _fuse(order: PipelineOrder, files: Files, cache: PipelineCache | None) -> Foundation:
@@ -195,7 +197,7 @@ def _component_keys(order: PipelineOrder, files: Files) -> dict[str, ComponentKe
 
     def own(name: str) -> Digest:
         if files.base.single is None or files.config is None:
-            return files.base.component(name)
+            return files.base.component(name, files.index)
         return Digest.of(f"{files.base.revision}/{files.config.revision}/{name}".encode())
 
     without = set() if files.base.single is not None else set(needs.lacking(files.index, files.base.files))

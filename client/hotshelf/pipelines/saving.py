@@ -90,7 +90,7 @@ def _write(clean: Foundation, order: PipelineOrder, files: Files, folder: Path) 
     with constructing, quietly():
         for name, part in changed.items():
             try:
-                part.save_pretrained(folder / name, safe_serialization=True)
+                part.save_pretrained(str(folder / name), safe_serialization=True)
             except OSError:
                 raise
             except Exception as error:
@@ -113,12 +113,12 @@ def _kept(clean: Foundation, order: PipelineOrder, files: Files) -> dict[str, Fi
     there = {
         path: one
         for path, one in files.description.files.items()
-        if "/" in path and path.partition("/")[0] not in changed | files.override_names
+        if "/" in path and needs.owner(files.index, path) not in changed | files.override_names
     }
     for one in files.components:
         if one.name not in changed:
             there |= {f"{one.name}/{path}": found for path, found in one.files.items()}
-    return {path: found for path, found in there.items() if path.partition("/")[0] in clean.pipe.components}
+    return {path: found for path, found in there.items() if needs.owner(files.index, path) in clean.pipe.components}
 
 
 def _index(clean: Foundation, files: Files, changed: Collection[str]) -> dict[str, Any]:
