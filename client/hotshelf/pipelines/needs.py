@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,9 @@ def patterns(index: Mapping[str, Any], variant: str | None, plain: Collection[st
 
 def component_patterns(folder: str) -> Patterns:
     """What of a component's folder will be read: configurations, and plain weights in safetensors."""
-    ignore = [*(f"*.{other}" for other in _OTHER_FORMATS), "*.*.safetensors", "*.*.sft"]
-    return Patterns.parse([f"{folder}/*"] if folder else None, ignore)
+    inside = f"{escape(folder)}/" if folder else ""  # a folder's own name may have dots
+    ignore = [*(f"*.{other}" for other in _OTHER_FORMATS), f"{inside}*.*.safetensors", f"{inside}*.*.sft"]
+    return Patterns.parse([f"{inside}*"] if folder else None, ignore)
 
 
 def lacking(index: Mapping[str, Any], files: Collection[str]) -> list[str]:
