@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from hotshelf_shared.errors import HotshelfError
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger("hotshelf")
 Modules = dict[str, "torch.nn.Module"]
 
 
@@ -60,6 +62,9 @@ def build(order: PipelineOrder, files: Files, cache: PipelineCache | None, *, ke
     while True:
         try:
             return _build(order, files, cache, base, keep_clean=keep_clean)
+        except loading.UnusableSnapshot as error:
+            log.warning("the pipeline is built anew: %s", error)
+            files = replace(files, snapshot=None)
         except Exception as error:
             if not loading.is_out_of_memory(error):
                 raise
