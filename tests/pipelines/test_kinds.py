@@ -100,6 +100,29 @@ def test_a_unet_that_a_pipeline_made_is_kept_as_what_it_became(
         assert_same_weights(pipe, pipes[0] if "lora" in options else plain)
 
 
+# ---- a variant's files have names of their own
+
+
+@pytest.mark.parametrize("saved", [{}, {"max_shard_size": "60KB"}])
+@pytest.mark.parametrize("more", ["", "the plain weights too"])
+def test_a_variant_with_fused_loras_is_kept_so_that_it_can_be_loaded(
+    library: Library, own_shelf: Daemon, saved: dict[str, Any], more: str
+) -> None:
+    folder = library.root / f"sd-fp16-{len(saved)}-{len(more)}"
+    if more:
+        tiny.save_to("sd", folder, seed=5, **saved)
+    tiny.save_to("sd", folder, variant="fp16", **saved)
+    loras = wanted([(library.lora("sd", "diffusers", seed=1), 0.7)])
+    order: dict[str, Any] = {"loras": loras, "lora_mode": "fuse", "client": client_of(own_shelf)}
+    sources: list[dict[str, Any]] = [{"variant": "fp16", "snapshot": True}, {"variant": "fp16"}]
+    pipes = [hotshelf.load_pipeline(source(folder), **order, **one, cache=None) for one in sources]
+    assert [served(pipe) for pipe in pipes] == ["built", "snapshot"]
+    assert draw(pipes[1]) == draw(pipes[0])
+    key = hotshelf.explain(pipes[0])["pipeline_key"]
+    by_key = hotshelf.load_pipeline(f"pipeline:{key}", client=client_of(own_shelf), cache=None)
+    assert_same_weights(by_key, pipes[0])
+
+
 # ---- several ControlNets are one component in several folders
 
 

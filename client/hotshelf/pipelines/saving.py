@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping
@@ -112,13 +113,32 @@ def _kept(clean: Foundation, order: PipelineOrder, files: Files) -> dict[str, Fi
     changed = _changed(clean, order, files).keys()
     there = {
         path: one
-        for path, one in files.description.files.items()
+        for path, one in _plainly_named(files.description.files, order.variant).items()
         if "/" in path and needs.owner(files.index, path) not in changed | files.override_names
     }
     for one in files.components:
         if one.name not in changed:
             there |= {f"{one.name}/{path}": found for path, found in one.files.items()}
     return {path: found for path, found in there.items() if needs.owner(files.index, path) in clean.pipe.components}
+
+
+def _plainly_named(tree: Mapping[str, FileEntry], variant: str | None) -> dict[str, FileEntry]:
+    """A snapshot has no variants: what lies there as one of its own name goes by the plain name, in place of what has it."""
+    ending, index = f".{variant}.safetensors", f".index.{variant}.json"
+    shard = re.compile(rf".*\.{variant}(-\d+-of-\d+)?\.safetensors")
+    own = {path for path in tree if variant is not None and (path.endswith(index) or shard.fullmatch(path))}
+    folders = {path.rpartition("/")[0] for path in own}
+    sharded = {path.rpartition("/")[0] for path in own if path.endswith(index)}
+    named = {}
+    for path, one in tree.items():
+        folder = path.rpartition("/")[0]
+        if path.endswith(index) and path in own:
+            named[f"{path.removesuffix(index)}.index.json"] = one
+        elif path in own:  # an index names its shards by the names that they have
+            named[path if folder in sharded else f"{path.removesuffix(ending)}.safetensors"] = one
+        elif folder not in folders or not (needs.is_weights(path) or path.endswith(".safetensors.index.json")):
+            named[path] = one
+    return named
 
 
 def _index(clean: Foundation, files: Files, changed: Collection[str]) -> dict[str, Any]:
