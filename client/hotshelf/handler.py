@@ -122,12 +122,12 @@ class Worker:
         pipe.set_progress_bar_config(disable=True)
         try:
             drawn = pipe(**job.drawing, generator=torch.Generator("cpu").manual_seed(job.seed))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ArithmeticError) as error:
             raise InvalidRequest(
                 f"{type(pipe).__name__} does not take that: {str(error)[:300]}", hint="Correct the job's input."
             ) from error
         pictures = getattr(drawn, "images", None)
-        if not pictures or not hasattr(pictures[0], "save"):
+        if not isinstance(pictures, list) or not pictures or not hasattr(pictures[0], "save"):
             raise InvalidRequest(f"{type(pipe).__name__} returns no images", hint="Use load_pipeline in a handler of your own.")
         how["phases"]["draw"] = round(time.monotonic() - began, 4)
         images = [self._save(f"{job.id}-{number}.png", picture) for number, picture in enumerate(pictures)]

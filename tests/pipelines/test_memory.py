@@ -233,6 +233,15 @@ def test_by_default_one_cache_serves_the_process(library: Library, client: hotsh
     assert [served_from(hotshelf.load_pipeline(source(folder), client=client)) for _ in range(2)] == ["built", "memory"]
 
 
+def test_a_class_that_takes_a_few_of_the_components_lets_go_of_none(library: Library, load: Any) -> None:
+    two = PipelineCache(max_pipelines=2)
+    load(library.sd, cache=two, pipeline_class="DDPMPipeline")
+    load(library.sd, cache=two)
+    for seed in (1, 2):
+        assert served_from(load(library.base("sd", seed=seed), cache=two)) == "built"
+        assert served_from(load(library.sd, cache=two)) == "memory"
+
+
 # ---- explain
 
 

@@ -44,6 +44,16 @@ def test_another_vae_takes_the_place_of_the_base_s_own(library: Library, load: A
     assert hotshelf.explain(pipe)["components"]["vae"]["source"] == str(other / "vae")
 
 
+def test_a_folder_s_name_may_have_dots(library: Library, load: Any) -> None:
+    other = library.base("sd", seed=1)
+    folder = library.root / "sd.releases"
+    shutil.copytree(other / "vae", folder / "v1.5" / "vae")
+    expected = draw(load(library.sd, components={"vae": source(other / "vae")}))
+    for where in (source(folder), str(folder)):
+        pipe = load(library.sd, components={"vae": {"source": where, "subfolder": "v1.5/vae"}})
+        assert draw(pipe) == expected != library.plain_image(library.sd)
+
+
 def test_another_scheduler_makes_another_picture_and_shares_every_weight(library: Library, load: Any) -> None:
     from diffusers import EulerDiscreteScheduler
 

@@ -21,7 +21,9 @@ from tests.servers.seaweedfs import SeaweedFS
 NOWHERE = {"client": hotshelf.Client("/nowhere/at-all"), "timeout": 0.2}
 
 
-@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -float("inf"), "0.7", True, None, [1.0]])
+@pytest.mark.parametrize(
+    "scale", [float("nan"), float("inf"), -float("inf"), pytest.param(10**400, id="a huge one"), "0.7", True, None, [1.0]]
+)
 def test_a_scale_that_is_no_finite_number_is_refused_before_anything_is_asked(scale: Any) -> None:
     with pytest.raises(InvalidRequest, match=r"scale of s3://b/l\.safetensors is .* no finite number") as refused:
         hotshelf.load_pipeline("s3://b/m", loras=[{"path": "s3://b/l.safetensors", "scale": scale}], **NOWHERE)  # type: ignore[arg-type]
@@ -48,6 +50,8 @@ def test_a_scale_that_is_no_finite_number_is_refused_before_anything_is_asked(sc
         ({"timeout": "soon"}, "timeout"),
         ({"lora_mode": "melt"}, "lora_mode"),
         ({"compile": True}, "compile"),
+        ({"revision": {"a": 1}}, "revision is a word"),
+        ({"device_map": {"unet": 0}}, "device_map is a word"),
         ({"snapshot": "always"}, "snapshot"),
     ],
 )

@@ -218,6 +218,30 @@ def test_what_the_caller_does_with_the_pipeline_does_not_reach_what_is_saved(lib
 # ---- bad input
 
 
+def test_a_snapshot_that_cannot_be_loaded_here_is_built_anew(
+    library: Library, own_shelf: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be of a diffusers newer than this worker's."""
+    from diffusers import DiffusionPipeline
+
+    client, loras, load = client_of(own_shelf), two_loras(library, "sd"), DiffusionPipeline.from_pretrained
+    order: dict[str, Any] = {"loras": wanted(loras), "lora_mode": "fuse", "client": client, "cache": None}
+    kept = hotshelf.load_pipeline(source(library.sd), snapshot=True, **order)
+    with client.acquire(f"pipeline:{hotshelf.explain(kept)['pipeline_key']}") as lease:
+        revision = lease.path.name
+
+    def older(cls: Any, path: str, **options: Any) -> Any:
+        if revision in path:
+            raise ValueError("what is this?")
+        return load.__func__(cls, path, **options)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", classmethod(older))
+    for cache in (None, PipelineCache()):
+        pipe = hotshelf.load_pipeline(source(library.sd), **{**order, "cache": cache})
+        assert served(pipe) == "built"
+        assert_equal_weights(pipe, kept)
+
+
 def test_a_base_of_this_machine_is_never_handed_to_the_daemon(library: Library, own_shelf: Daemon) -> None:
     client, loras = client_of(own_shelf), wanted(two_loras(library, "sd"))
     with pytest.raises(InvalidRequest, match="lie on the shelf") as refused:

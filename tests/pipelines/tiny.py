@@ -132,6 +132,64 @@ def _flux(folder: pathlib.Path) -> Any:
     )  # fmt: skip
 
 
+def _controlnet(seed: int) -> Any:
+    import torch
+    from diffusers import ControlNetModel
+
+    net = ControlNetModel(
+        block_out_channels=(8, 16), layers_per_block=1, in_channels=4, norm_num_groups=4, cross_attention_dim=32,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), attention_head_dim=4,
+        conditioning_embedding_out_channels=(8, 16),
+    ).eval()  # fmt: skip
+    for number, parameter in enumerate(net.parameters()):  # many are zero, and a net that does nothing proves nothing
+        torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(1000 * seed + number))
+    return net
+
+
+def _two_controlnets(folder: pathlib.Path) -> Any:
+    from diffusers import StableDiffusionControlNetPipeline
+
+    controlnets = [_controlnet(1), _controlnet(2)]
+    return StableDiffusionControlNetPipeline(**_sd(folder).components, controlnet=controlnets, requires_safety_checker=False)
+
+
+def _audio(folder: pathlib.Path) -> Any:
+    """Its decoder has normed weights: tensors that torch derives from parameters, and that are none."""
+    from diffusers import AutoencoderOobleck, EDMDPMSolverMultistepScheduler, StableAudioDiTModel, StableAudioPipeline
+    from diffusers.pipelines.stable_audio import StableAudioProjectionModel
+    from transformers import T5Config, T5EncoderModel
+
+    tokenizer = _tokenizer(folder / "made-from")
+    text = T5Config(vocab_size=len(tokenizer), d_model=4, d_kv=2, d_ff=7, num_layers=1, num_heads=2)
+    return StableAudioPipeline(
+        vae=AutoencoderOobleck(
+            encoder_hidden_size=6, downsampling_ratios=[1, 2], decoder_channels=3, decoder_input_channels=3,
+            channel_multiples=[2, 4], sampling_rate=4,
+        ).eval(),
+        text_encoder=T5EncoderModel(text).eval(), tokenizer=tokenizer,
+        projection_model=StableAudioProjectionModel(4, 4, 0, 32).eval(),
+        transformer=StableAudioDiTModel(
+            sample_size=4, in_channels=3, num_layers=2, attention_head_dim=4, num_key_value_attention_heads=2, out_channels=3,
+            cross_attention_dim=4, time_proj_dim=8, global_states_input_dim=8, cross_attention_input_dim=4,
+        ).eval(),
+        scheduler=EDMDPMSolverMultistepScheduler(prediction_type="v_prediction", sigma_data=1.0),
+    )  # fmt: skip
+
+
+def motion_adapter(folder: pathlib.Path, *, seed: int) -> pathlib.Path:
+    """What AnimateDiff adds to an "sd", in a folder."""
+    import torch
+    from diffusers import MotionAdapter
+
+    adapter = MotionAdapter(
+        block_out_channels=(8, 16), motion_layers_per_block=1, motion_norm_num_groups=2, motion_num_attention_heads=4
+    )
+    for number, parameter in enumerate(adapter.parameters()):
+        torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(1000 * seed + number))
+    adapter.save_pretrained(folder)
+    return folder
+
+
 #: Some 300 MB in float32: for measuring, not for drawing.
 _LARGE: dict[str, Any] = {
     "block_out_channels": (128, 256, 512),
@@ -172,6 +230,8 @@ MAKERS: dict[str, Callable[[pathlib.Path], Any]] = {
     "sd-wide": lambda folder: _sd(folder, block_out_channels=(16, 32)),
     "sd-large": lambda folder: _sd(folder, **_LARGE),
     "sd15": _sd15,
+    "sd-two-controlnets": _two_controlnets,
+    "audio": _audio,
     "sd-img2img": lambda folder: _sd(folder, "StableDiffusionImg2ImgPipeline"),
     "sdxl": _sdxl,
     "sd3": _sd3,

@@ -106,6 +106,11 @@ def test_one_process_serves_many_jobs_and_every_bad_one_is_a_typed_error(served:
         ({"input": {"model": "shapes", "prompt": "x", "loras": [{"path": "/no/such.safetensors"}]}}, "not_found"),
         ({"input": {"model": "shapes", "prompt": "x", "dtype": "int3"}}, "invalid_request"),
         ({"input": {"model": "shapes", "prompt": "x", "guidance_scale": "strong"}}, "invalid_request"),
+        ({"input": {"model": "shapes", "prompt": "x", "num_inference_steps": 0}}, "invalid_request"),
+        *(
+            ({"input": {"model": "shapes", "prompt": "x", "parameters": {"output_type": kind}}}, "invalid_request")
+            for kind in ("np", "latent", "pt")
+        ),
         ({"nothing": 1}, "invalid_request"),
     ]
     status, first = ask(port, "POST", "/", good)

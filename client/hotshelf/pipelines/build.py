@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from hotshelf_shared.errors import HotshelfError
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger("hotshelf")
 Modules = dict[str, "torch.nn.Module"]
 
 
@@ -60,6 +62,9 @@ def build(order: PipelineOrder, files: Files, cache: PipelineCache | None, *, ke
     while True:
         try:
             return _build(order, files, cache, base, keep_clean=keep_clean)
+        except loading.UnusableSnapshot as error:
+            log.warning("the pipeline is built anew: %s", error)
+            files = replace(files, snapshot=None)
         except Exception as error:
             if not loading.is_out_of_memory(error):
                 raise
@@ -98,13 +103,30 @@ def _foundation(order: PipelineOrder, files: Files, cache: PipelineCache | None)
             return Foundation(pipe, "built" if files.snapshot is None else "snapshot")
     keys, base = _component_keys(order, files), BaseKey.of(order, files)
     with cache.building(base), constructing, quietly():
-        kept = {name: module for name, key in keys.items() if (module := cache.get(key)) is not None}
+        kept = {name: part for name, key in keys.items() if (part := _in_memory(cache, name, key, base)) is not None}
         pipe = _loaded(order, files, {name: share(module) for name, module in kept.items()}, frozenset(keys))
-        fresh = {name: share(part) for name, part in _shareable(pipe).items() if name in keys and name not in kept}
-        there = kept | fresh
-        whole = all(name in there for name in modules_of(pipe) if name in keys)
-        cache.keep(base, {name: key for name, key in keys.items() if name in there}, there, files.base_leases)
-        return Foundation(pipe, "memory" if whole and not fresh else "built" if files.snapshot is None else "snapshot")
+        parts = {name: part for name, part in modules_of(pipe).items() if name in keys}
+        new = {name: part for name, part in parts.items() if type(part) is not type(kept.get(name))}
+        fresh = {name: share(part) for name, part in new.items() if is_shareable(part)}
+        there = {name: kept[name] for name in parts if name not in new} | fresh
+        cache.keep(base, _own_keys(keys, there, files, base), there, files.base_leases)
+        return Foundation(pipe, "memory" if not new else "built" if files.snapshot is None else "snapshot")
+
+
+def _in_memory(cache: PipelineCache, name: str, key: ComponentKey, base: BaseKey) -> Any | None:
+    converted = cache.get(_private_key(key, name, base))
+    return cache.get(key) if converted is None else converted
+
+
+def _own_keys(keys: Mapping[str, ComponentKey], parts: Modules, files: Files, base: BaseKey) -> dict[str, ComponentKey]:
+    """Some pipelines make another module of one that they are given: AnimateDiff puts its motion adapter into the UNet.
+
+    What came of that is kept for the same pipeline, and never served as the component that it was made of.
+    """
+    return {
+        name: _private_key(keys[name], name, base) if overrides.is_converted(files, name, part) else keys[name]
+        for name, part in parts.items()
+    }
 
 
 def _fused(order: PipelineOrder, files: Files, cache: PipelineCache | None) -> Foundation:
@@ -126,10 +148,11 @@ def _fused(order: PipelineOrder, files: Files, cache: PipelineCache | None) -> F
                 pipe = _loaded(order, files, own, frozenset(kept or keys))
             found = Foundation(pipe, "memory" if kept is not None else "snapshot", frozenset(keys) - _unchanged(files, keys))
         if kept is None:
-            mine = {name: _fused_key(key, name, base) if name in found.fused else key for name, key in keys.items()}
             with constructing:
                 modules = {name: share(part) for name, part in _shareable(found.pipe).items() if name in keys}
-            cache.keep(base, {name: mine[name] for name in modules}, modules, files.base_leases)
+            mine = _own_keys(keys, modules, files, base)
+            fused = {name: _private_key(keys[name], name, base) for name in modules if name in found.fused}
+            cache.keep(base, mine | fused, modules, files.base_leases)
         return found
 
 
@@ -138,7 +161,9 @@ def _unchanged(files: Files, keys: Mapping[str, object]) -> frozenset[str]:
     if files.snapshot is None or files.base.single is not None:
         return frozenset()
     names = keys.keys() - files.override_names
-    return frozenset(name for name in names if files.snapshot.component(name) == files.base.component(name))
+    return frozenset(
+        name for name in names if files.snapshot.component(name, files.index) == files.base.component(name, files.index)
+    )
 
 
 def _fuse(order: PipelineOrder, files: Files, cache: PipelineCache | None) -> Foundation:
@@ -153,7 +178,7 @@ def _shareable(pipe: Any) -> Modules:
     return {name: part for name, part in modules_of(pipe).items() if is_shareable(part)}
 
 
-def _fused_key(key: ComponentKey, name: str, base: BaseKey) -> ComponentKey:
+def _private_key(key: ComponentKey, name: str, base: BaseKey) -> ComponentKey:
     return replace(key, digest=Digest.of(f"{base.foundation}/{name}".encode()))
 
 
@@ -185,7 +210,7 @@ def _component_keys(order: PipelineOrder, files: Files) -> dict[str, ComponentKe
 
     def own(name: str) -> Digest:
         if files.base.single is None or files.config is None:
-            return files.base.component(name)
+            return files.base.component(name, files.index)
         return Digest.of(f"{files.base.revision}/{files.config.revision}/{name}".encode())
 
     without = set() if files.base.single is not None else set(needs.lacking(files.index, files.base.files))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -48,8 +49,10 @@ def scale(value: Any, path: str) -> float | tuple[tuple[str, float], ...]:
 
 
 def _number(value: Any, path: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise InvalidRequest(f"the scale of {path} is {value!r}, which is no finite number", hint="Write 0.7, for example.")
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    if not known or not abs(value) <= sys.float_info.max:
+        said = "too large" if known and isinstance(value, int) else repr(value)
+        raise InvalidRequest(f"the scale of {path} is {said}, which is no finite number", hint="Write 0.7, for example.")
     return float(value)
 
 

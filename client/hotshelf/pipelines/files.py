@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from hotshelf.lease import Lease
+from hotshelf.pipelines import needs
 from hotshelf.pipelines.order import ComponentOrder, LoraOrder
 from hotshelf_shared.digest import Digest, Revision
 from hotshelf_shared.manifest import FileEntry, Manifest
@@ -37,9 +38,10 @@ class TreeFiles:
         prefix = f"{folder}/" if folder else ""
         return {path[len(prefix) :]: entry for path, entry in self.files.items() if path.startswith(prefix)}
 
-    def component(self, name: str) -> Revision:
-        """The identity of one component: the revision of the files in its folder."""
-        return Manifest.of({f"{name}/{path}": entry for path, entry in self.below(name).items()}).revision
+    def component(self, name: str, index: Mapping[str, Any]) -> Revision:
+        """The identity of one component: the revision of the files in its folder, or folders."""
+        near = ((path, entry) for path, entry in self.files.items() if path.startswith(name))
+        return Manifest.of({path: entry for path, entry in near if needs.owner(index, path) == name}).revision
 
 
 @dataclass(frozen=True, slots=True)

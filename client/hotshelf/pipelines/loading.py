@@ -21,6 +21,12 @@ from hotshelf.pipelines.quiet import importing_quietly
 from hotshelf_shared.errors import HotshelfError, InvalidRequest, UnsafeContent
 
 constructing = threading.RLock()
+
+
+class UnusableSnapshot(InvalidRequest):
+    """What somebody kept cannot be loaded here: by other versions of the libraries, say. It is built anew."""
+
+
 #: What a component may come from, besides the modules of diffusers.pipelines: the daemon's list.
 _LIBRARIES = frozenset({"diffusers", "transformers", "tokenizers", "peft", "onnxruntime", "optimum"})
 
@@ -88,7 +94,10 @@ def load(order: PipelineOrder, files: Files, parts: Mapping[str, Any], *, cls: A
     if order.device_map is not None:
         options["device_map"] = order.device_map
     if files.snapshot is not None:
-        return _built(cls.from_pretrained, files.snapshot.path, cls, {**options, "use_safetensors": True})
+        try:
+            return _built(cls.from_pretrained, files.snapshot.path, cls, {**options, "use_safetensors": True})
+        except InvalidRequest as error:
+            raise UnusableSnapshot(error.message, hint=error.hint) from error
     if files.base.single is not None and files.config is not None and not weights <= parts.keys():
         checkpoint = files.base.path / files.base.single
         return _built(cls.from_single_file, checkpoint, cls, {**options, "config": str(files.config.path)})

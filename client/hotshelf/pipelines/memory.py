@@ -130,8 +130,8 @@ class PipelineCache:
                 if key not in self._entries:
                     self._entries[key] = _Entry(modules[name], weight_bytes(modules[name]))
                 self._entries.move_to_end(key)
-            if base not in self._bases:
-                self._bases[base] = _Base(dict(keys), leases)
+            known = self._bases.setdefault(base, _Base({}, leases))
+            known.keys = {**known.keys, **keys}  # a class of fewer components may have come first
             self._bases.move_to_end(base)
             self._shrink()
 

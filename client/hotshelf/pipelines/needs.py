@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -85,16 +87,29 @@ def components(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     }
 
 
+def folders(name: str, class_name: str) -> tuple[str, ...]:
+    """Globs of where a component lies: several ControlNets are one component, in a folder each."""
+    return (name, f"{name}_[1-9]") if class_name.endswith("MultiControlNetModel") else (name,)
+
+
+def owner(index: Mapping[str, Any], path: str) -> str:
+    """The component that a file is of."""
+    top = path.partition("/")[0]
+    several = (name for name, (_, cls) in components(index).items() for one in folders(name, cls) if fnmatchcase(top, one))
+    return next(several, top)
+
+
 def patterns(index: Mapping[str, Any], variant: str | None, plain: Collection[str] = ()) -> Patterns:
     """The patterns of what will be read. With a `variant`, `plain` names the components that are read without it."""
     allow, ignore = [INDEX], [f"*.{other}" for other in _OTHER_FORMATS]
-    for name, (_, cls) in sorted(components(index).items()):
+    found = [(name, folder, cls) for name, (_, cls) in sorted(components(index).items()) for folder in folders(name, cls)]
+    for name, folder, cls in found:
         if variant is None or is_weightless(cls):
-            allow.append(f"{name}/*")
+            allow.append(f"{folder}/*")
         else:
-            allow += [f"{name}/*.json", f"{name}/*.{variant}.safetensors", f"{name}/*.{variant}-*.safetensors"]
+            allow += [f"{folder}/*.json", f"{folder}/*.{variant}.safetensors", f"{folder}/*.{variant}-*.safetensors"]
         if name in plain:
-            allow += [f"{name}/{weights}{rest}" for weights in _WEIGHTS for rest in (".safetensors", "-*.safetensors")]
+            allow += [f"{folder}/{weights}{rest}" for weights in _WEIGHTS for rest in (".safetensors", "-*.safetensors")]
     if variant is None:
         ignore += ["*.*.safetensors", "*.*.sft"]  # model.fp16.safetensors: a plain weight file's name has no other dot
     return Patterns.parse(allow, ignore)
@@ -102,8 +117,9 @@ def patterns(index: Mapping[str, Any], variant: str | None, plain: Collection[st
 
 def component_patterns(folder: str) -> Patterns:
     """What of a component's folder will be read: configurations, and plain weights in safetensors."""
-    ignore = [*(f"*.{other}" for other in _OTHER_FORMATS), "*.*.safetensors", "*.*.sft"]
-    return Patterns.parse([f"{folder}/*"] if folder else None, ignore)
+    inside = f"{escape(folder)}/" if folder else ""  # a folder's own name may have dots
+    ignore = [*(f"*.{other}" for other in _OTHER_FORMATS), f"{inside}*.*.safetensors", f"{inside}*.*.sft"]
+    return Patterns.parse([f"{inside}*"] if folder else None, ignore)
 
 
 def lacking(index: Mapping[str, Any], files: Collection[str]) -> list[str]:

@@ -123,6 +123,9 @@ class PipelineOrder:
             raise InvalidRequest("components is a mapping of name → source", hint='Write {"vae": "s3://BUCKET/PREFIX"}.')
         if variant is not None and not (isinstance(variant, str) and variant.isalnum()):
             raise InvalidRequest(f"variant {variant!r} is not a word such as fp16")
+        for name, value in (("revision", revision), ("device_map", device_map)):
+            if value is not None and not isinstance(value, str):
+                raise InvalidRequest(f"{name} is a word, not {type(value).__name__}", hint=f"Leave `{name}` out, perhaps.")
         if device_map is not None and device is not None:
             raise InvalidRequest("device and device_map exclude each other", hint="Give one of them.")
         patterns = Patterns.parse(allow_patterns, ignore_patterns)

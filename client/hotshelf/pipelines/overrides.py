@@ -45,6 +45,15 @@ def entry(part: Any) -> list[str]:
     return [type(part).__module__.partition(".")[0], type(part).__name__]
 
 
+def is_converted(files: Files, name: str, part: Any) -> bool:
+    """Whether the component is of another class than its files say: the pipeline made something else of it."""
+    indexed = files.index.get(name)
+    one = next((one for one in files.components if one.name == name), None)
+    if one is not None:
+        return type(part) is not _class(one, indexed)
+    return not isinstance(indexed, list) or len(indexed) != 2 or type(part).__name__ != indexed[1]
+
+
 def _class(one: ComponentFiles, indexed: object) -> Any:
     """What its own configuration says, else what the base's index says of that place."""
     said = {} if one.single is not None else _configuration(one.folder, one.files)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -90,14 +91,14 @@ def _write(clean: Foundation, order: PipelineOrder, files: Files, folder: Path) 
     with constructing, quietly():
         for name, part in changed.items():
             try:
-                part.save_pretrained(folder / name, safe_serialization=True)
+                part.save_pretrained(str(folder / name), safe_serialization=True)
             except OSError:
                 raise
             except Exception as error:
                 raise HotshelfError(
                     f"{type(part).__name__} cannot be saved: {first_line(error)}", hint="Use snapshot=False."
                 ) from error
-    (folder / needs.INDEX).write_text(_json(_index(clean, files)))
+    (folder / needs.INDEX).write_text(_json(_index(clean, files, changed)))
     found = [Path(at) / name for at, _, names in os.walk(folder) for name in names]
     for path in found:
         if path.suffix == ".json":
@@ -112,19 +113,39 @@ def _kept(clean: Foundation, order: PipelineOrder, files: Files) -> dict[str, Fi
     changed = _changed(clean, order, files).keys()
     there = {
         path: one
-        for path, one in files.description.files.items()
-        if "/" in path and path.partition("/")[0] not in changed | files.override_names
+        for path, one in _plainly_named(files.description.files, order.variant).items()
+        if "/" in path and needs.owner(files.index, path) not in changed | files.override_names
     }
     for one in files.components:
         if one.name not in changed:
             there |= {f"{one.name}/{path}": found for path, found in one.files.items()}
-    return {path: found for path, found in there.items() if path.partition("/")[0] in clean.pipe.components}
+    return {path: found for path, found in there.items() if needs.owner(files.index, path) in clean.pipe.components}
 
 
-def _index(clean: Foundation, files: Files) -> dict[str, Any]:
-    """The base's own, with the components that take another's place."""
+def _plainly_named(tree: Mapping[str, FileEntry], variant: str | None) -> dict[str, FileEntry]:
+    """A snapshot has no variants: what lies there as one of its own name goes by the plain name, in place of what has it."""
+    ending, index = f".{variant}.safetensors", f".index.{variant}.json"
+    shard = re.compile(rf".*\.{variant}(-\d+-of-\d+)?\.safetensors")
+    own = {path for path in tree if variant is not None and (path.endswith(index) or shard.fullmatch(path))}
+    folders = {path.rpartition("/")[0] for path in own}
+    sharded = {path.rpartition("/")[0] for path in own if path.endswith(index)}
+    named = {}
+    for path, one in tree.items():
+        folder = path.rpartition("/")[0]
+        if path.endswith(index) and path in own:
+            named[f"{path.removesuffix(index)}.index.json"] = one
+        elif path in own:  # an index names its shards by the names that they have
+            named[path if folder in sharded else f"{path.removesuffix(ending)}.safetensors"] = one
+        elif folder not in folders or not (needs.is_weights(path) or path.endswith(".safetensors.index.json")):
+            named[path] = one
+    return named
+
+
+def _index(clean: Foundation, files: Files, changed: Collection[str]) -> dict[str, Any]:
+    """The base's own, with the components that take another's place, or that the pipeline made of what it was given."""
     parts = clean.pipe.components
-    return {**files.index, **{one.name: overrides.entry(parts[one.name]) for one in files.components}}
+    converted = [name for name in changed if overrides.is_converted(files, name, parts[name])]
+    return {**files.index, **{name: overrides.entry(parts[name]) for name in (*files.override_names, *converted)}}
 
 
 def _forget_where(path: Path) -> None:

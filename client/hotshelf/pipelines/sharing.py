@@ -71,7 +71,11 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     if kind is tuple and all(type(one) in _ATOMS for one in value):
         return value
     known = memo.get(id(value))
-    return copy.deepcopy(value, memo) if known is None else known
+    if known is not None:
+        return known
+    if getattr(value, "grad_fn", None) is not None:
+        return value.detach().clone()  # computed from parameters (a normed weight), and anew before every use
+    return copy.deepcopy(value, memo)
 
 
 def _class_of(part: object) -> Any:
