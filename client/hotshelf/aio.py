@@ -97,6 +97,9 @@ class AsyncClient:
     async def transfers(self) -> list[dict[str, Any]]:
         return await self._run(Client.transfers)
 
+    async def resolve(self, sources: Iterable[Wanted], *, timeout: float | None = 60) -> list[dict[str, Any]]:
+        return await self._run(lambda client: client.resolve(sources, timeout=timeout))
+
     async def has_blob(self, digest: str) -> bool:
         return await self._run(lambda client: client.has_blob(digest))
 

@@ -170,6 +170,18 @@ class Client:
 
     # ---- looks
 
+    def resolve(self, sources: Iterable[Wanted], *, timeout: float | None = 60) -> list[dict[str, Any]]:
+        """What sources stand for, with nothing fetched: ``{"source", "kind", "held", "revision", "files"}`` each.
+
+        `revision` and `files` are None where digests are learnt by reading only: for a folder that was not pushed.
+        """
+        deadline = Deadline.after(timeout)
+        body = compose(list(sources)) | {"timeout_s": deadline.timeout_s}
+        found = self._ask("POST", "/v1/resolve", body, timeout_s=deadline.left_s + LOOK_TIMEOUT_S).get("resolved")
+        if not isinstance(found, list):
+            raise HotshelfError("the answer to POST /v1/resolve has no resolved")
+        return found
+
     def status(self) -> dict[str, Any]:
         """What the daemon is and holds."""
         return self._ask("GET", "/v1/status")

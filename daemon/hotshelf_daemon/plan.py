@@ -13,6 +13,7 @@ from hotshelf_daemon.objects import OriginObject
 from hotshelf_shared.built import Built
 from hotshelf_shared.digest import Digest, Revision
 from hotshelf_shared.errors import InsufficientSpace, TooLarge
+from hotshelf_shared.manifest import FileEntry, Manifest
 from hotshelf_shared.wire import Skipped
 
 
@@ -56,6 +57,12 @@ class Resolution:
     @property
     def size(self) -> int:
         return sum(file.object.size for file in self.files)
+
+    @property
+    def promised(self) -> Manifest | None:
+        """The tree that this becomes, where every digest is known before a byte of it is read."""
+        entries = {f.path: FileEntry(f.digest, f.object.size) for f in self.files if f.digest is not None}
+        return Manifest.of(entries) if len(entries) == len(self.files) else None
 
 
 @dataclass(frozen=True, slots=True)

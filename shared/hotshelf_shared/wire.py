@@ -180,6 +180,12 @@ class LeaseAnswer:
         return f'{json.dumps(body)[:-1]}, "files": {rows}}}'
 
 
+def resolved(source: str, kind: str, held: bool, tree: Manifest | None) -> dict[str, Any]:
+    """One answer of ``POST /v1/resolve``. Revision and files are null where digests are learnt by reading only."""
+    files = None if tree is None else json.loads(tree.rows_json)
+    return {"source": source, "kind": kind, "held": held, "revision": tree and tree.revision, "files": files}
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far an acquire is. Bytes count every source of the request; `eta_s` is None until there is a rate."""

@@ -102,10 +102,16 @@ def load_pipeline(
     files = acquiring.result()
     waited = time.monotonic() - waited
     from hotshelf.pipelines.build import build
+    from hotshelf.pipelines.gathering import gather
     from hotshelf.pipelines.keeping import Keeping
+    from hotshelf.pipelines.loading import UnusableSnapshot
 
     keeping = Keeping(client, order, files)
-    built = build(order, files, kept, keep_clean=keeping.wanted)
+    try:
+        built = build(order, files, kept, keep_clean=keeping.wanted)
+    except UnusableSnapshot:
+        files = gather(client, replace(order, snapshot=False), on_progress)
+        built = build(order, files, kept)
     if kept is not None:
         kept.remember(wish, files)
     phases = {"acquire": files.seconds, **files.phases, "import": import_s, "wait": waited, **built.phases}

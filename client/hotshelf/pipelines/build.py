@@ -63,6 +63,8 @@ def build(order: PipelineOrder, files: Files, cache: PipelineCache | None, *, ke
         try:
             return _build(order, files, cache, base, keep_clean=keep_clean)
         except loading.UnusableSnapshot as error:
+            if files.is_prebuilt:
+                raise  # what it was built from is not here
             log.warning("the pipeline is built anew: %s", error)
             files = replace(files, snapshot=None)
         except Exception as error:

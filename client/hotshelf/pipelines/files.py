@@ -78,6 +78,7 @@ class Files:
     """All that one pipeline is built from. A lease is freed when nothing that was made from these files is left.
 
     `config` is the folder that says what a single-file checkpoint is; `snapshot` a tree that somebody built already.
+    `is_prebuilt` says that only the snapshot is here: what it was built from was never fetched.
     """
 
     base: TreeFiles
@@ -86,6 +87,7 @@ class Files:
     components: tuple[ComponentFiles, ...] = ()
     config: TreeFiles | None = None
     snapshot: TreeFiles | None = None
+    is_prebuilt: bool = False
     seconds: float = field(default=0.0, compare=False)
 
     @property

@@ -13,7 +13,7 @@ from typing import Any
 
 from hotshelf.client import Client
 from hotshelf.lease import Lease
-from hotshelf.pipelines import local, needs, recipes
+from hotshelf.pipelines import local, needs, prebuilt, recipes
 from hotshelf.pipelines.files import ComponentFiles, Files, LoraFile, TreeFiles
 from hotshelf.pipelines.order import ComponentOrder, LoraOrder, PipelineOrder
 from hotshelf_shared.errors import HotshelfError, IntegrityError, InvalidRequest, NotFound, OriginUnavailable
@@ -34,7 +34,10 @@ def gather(client: Client, order: PipelineOrder, on_progress: OnProgress | None)
     """
     asking = _Asking(client, time.monotonic() + order.timeout_s, on_progress)
     began = time.monotonic()
-    leases = asking.first_granted([[*wishes, *_other_wishes(order)] for wishes in _base_wishes(asking, order)])
+    ways = [[*wishes, *_other_wishes(order)] for wishes in _base_wishes(asking, order)]
+    if (files := prebuilt.find(client, order, ways[0], asking.deadline, on_progress)) is not None:
+        return replace(files, seconds=time.monotonic() - began)
+    leases = asking.first_granted(ways)
     try:
         granted = iter(leases)
         base = local.base(order) if _is_local(order.source) else TreeFiles.leased(next(granted))

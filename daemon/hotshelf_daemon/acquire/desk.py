@@ -26,6 +26,7 @@ from hotshelf_daemon.plan import Resolution
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import trees
 from hotshelf_shared.errors import HotshelfError, IntegrityError, Timeout
+from hotshelf_shared.manifest import Manifest
 from hotshelf_shared.wire import AcquireRequest, LeaseAnswer
 
 
@@ -93,6 +94,26 @@ class Desk:
                 except asyncio.CancelledError:  # gone at the very last moment: nobody will hear of these leases
                     await asyncio.shield(asyncio.create_task(self._leasing.take_back([answer.id for answer in answers])))
                     raise
+
+    async def resolve(self, request: AcquireRequest, peer: Peer) -> list[tuple[str, str, bool, Manifest | None]]:
+        """What each wish stands for, with nothing fetched for it: source, kind, whether it is held, and its files.
+
+        None for files whose digests nobody knows before they are read. Raises what `acquire` does.
+        """
+        wants = [self._names.want(wish) for wish in request.wishes]
+        await self._pipelines.admit(wants, uid=peer.uid)
+        refs = self._held(wants, peer.uid)
+        async with asyncio.timeout(request.timeout_s):
+            cold = await self._resolve([want for want, ref in zip(wants, refs, strict=True) if ref is None])
+        found: list[tuple[str, str, bool, Manifest | None]] = []
+        for wish, want, ref in zip(request.wishes, wants, refs, strict=True):
+            if ref is not None:
+                tree = self._shelf.index.read(lambda db: snapshots.manifest(db, ref.revision))  # noqa: B023 - run at once
+                found.append((str(wish.source), ref.kind, True, tree))
+            else:
+                resolution = cold[want.key]
+                found.append((str(wish.source), resolution.kind, False, resolution.promised))
+        return found
 
     async def _hit(self, wants: Sequence[Want], holder: Holder) -> list[LeaseAnswer] | None:
         refs = [ref for ref in self._held(wants, holder.peer.uid) if ref is not None]

@@ -56,6 +56,10 @@ class Calls:
         text = f"{{{_granted(order, answers)}}}" if order.several else answers[0].to_json()
         return web.Response(body=text.encode(), content_type=wire.JSON)
 
+    async def resolve(self, request: web.Request, peer: Peer) -> web.StreamResponse:
+        found = await self.desk.resolve(AcquireRequest.parse(await _read(request)), peer)
+        return as_json({"resolved": [wire.resolved(*one) for one in found]})
+
     async def renew(self, request: web.Request, peer: Peer) -> web.StreamResponse:
         order = RenewRequest.parse(await _read(request, wire.MAX_RENEW_BODY_BYTES))
         if request.transport is not None:
@@ -192,6 +196,7 @@ class Route:
 
 ROUTES = (
     Route("POST", "/v1/leases", Calls.acquire, "Acquire one source or several; NDJSON with progress when accepted."),
+    Route("POST", "/v1/resolve", Calls.resolve, "Say what sources stand for, fetching nothing of them."),
     Route("POST", "/v1/leases/renew", Calls.renew, "Declare every lease this client holds."),
     Route("DELETE", "/v1/leases/{id}", Calls.release, "Release a lease."),
     Route("GET", "/v1/snapshots", Calls.snapshots, "List snapshots."),
