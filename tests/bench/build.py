@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tests.daemon_process import Daemon
-from tests.pipelines import tiny
+from tests.pipelines import tiny, tiny_loras
 
 ROOT = pathlib.Path(__file__).parents[2]
 _TIMED = """
@@ -196,7 +196,7 @@ def main() -> None:
         loras = []
         for seed in range(10):
             loras.append(root / f"lora{seed}.safetensors")
-            loras[-1].write_bytes(tiny.lora(model, "diffusers", seed=seed, rank=16, dtype=torch.float16))
+            loras[-1].write_bytes(tiny_loras.lora(model, "diffusers", seed=seed, rank=16, dtype=torch.float16))
         del model
         print(f"a StableDiffusionPipeline of {sum(p.stat().st_size for p in base.rglob('*.safetensors')) / 1e6:,.0f} MB")
         with Daemon(pathlib.Path(name) / "d", roots=[str(root)], revalidate_s=3600) as daemon:

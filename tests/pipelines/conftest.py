@@ -12,7 +12,7 @@ import pytest
 import hotshelf
 from hotshelf import PipelineCache
 from tests.daemon_process import Daemon
-from tests.pipelines import tiny
+from tests.pipelines import tiny, tiny_loras
 
 #: (path of a file, scale)
 Loras = Sequence[tuple[pathlib.Path, float]]
@@ -45,7 +45,7 @@ class Library:
         path = self.root / "loras" / f"{name}.{layout}.{'+'.join(components)}.{seed}.safetensors"
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
-            path.write_bytes(tiny.lora(self.model(name), layout, seed=seed, components=components, **more))
+            path.write_bytes(tiny_loras.lora(self.model(name), layout, seed=seed, components=components, **more))
         return path
 
     def plain(self, base: pathlib.Path, loras: Loras = (), **options: Any) -> Any:
