@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from hotshelf_shared.wire import NDJSON
 from tests import objects
 from tests.daemon.conftest import SEGMENT, MakeDaemon, Put
 from tests.daemon.looking import (
@@ -632,13 +633,15 @@ def test_a_client_that_leaves_does_not_end_it_for_another(shared: Daemon, put: P
     connection = UnixConnection(shared.socket)
     connection.request("POST", "/v1/leases", json.dumps({"source": source}))
     wire.wait_until(lambda it: it.bytes_for(key) >= 1_000)
-    with later() as start:
-        staying = start(shared.acquire, source)
-        wait_until(lambda: leases_on(shared, source) == 2)
-        connection.close()
-        wait_until(lambda: leases_on(shared, source) == 1)
-        wire.resume()
-        assert tree_of(shared, granted(staying.result(30))) == tree
+    staying = UnixConnection(shared.socket)
+    staying.request("POST", "/v1/leases", json.dumps({"source": source}), {"Accept": NDJSON})
+    events = map(json.loads, staying.getresponse())
+    assert next(event for event in events if event.get("phase") == "fetch"), "it waits for the same download"
+    connection.close()
+    wait_until(lambda: leases_on(shared, source) == 1)
+    wire.resume()
+    assert tree_of(shared, list(events)[-1]["lease"]) == tree
+    staying.close()
     assert wire.bytes_for(prefix) == 4 * SEGMENT
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from hotshelf_daemon import app
-from hotshelf_daemon.acquire import Desk, Freshness, Gauge, Keeping, Leasing, Names, Peer, Preparer
+from hotshelf_daemon.acquire import Desk, Freshness, Gauge, Keeping, Leasing, Names, Peer, Pipelines, Preparer, Published
 from hotshelf_daemon.config import Settings
 from hotshelf_daemon.ingest import Ingests
 from hotshelf_daemon.metrics import Metrics
@@ -53,14 +53,15 @@ class Shelf(RuleBasedStateMachine):
     def start(self) -> None:
         settings = Settings.model_validate({"store": str(self.folder / "store"), "budget": BUDGET, "revalidate_s": 3_600})
         self.shelf = app.open_shelf(settings, Metrics("test"))
-        names, ingests = Names(settings), Ingests(self.shelf)
-        preparer = Preparer(self.shelf, OneOrigin(self.origin), ingests)  # type: ignore[arg-type]
+        names, ingests, origins = Names(settings), Ingests(self.shelf), OneOrigin(self.origin)
+        pipelines = Pipelines(self.shelf, Published(self.shelf, origins))  # type: ignore[arg-type]
+        preparer = Preparer(self.shelf, origins, ingests, pipelines)  # type: ignore[arg-type]
         self.leasing = Leasing(self.shelf)
         self.keeping = Keeping(self.shelf, names, preparer)
         # A clock that stands still long ago: sources are looked at again when the model says so, and never by themselves.
         self.freshness = Freshness(self.shelf, preparer, clock=lambda: -1e12)
         self.names = names
-        self.desk = Desk(self.shelf, names, preparer, self.freshness, self.leasing)
+        self.desk = Desk(self.shelf, names, preparer, self.freshness, self.leasing, pipelines=pipelines)
         self.run(self.leasing.resume())
 
     def run(self, work: Any) -> Any:
