@@ -22,10 +22,7 @@ def test_a_pushed_source_is_known_before_a_byte_is_read_and_a_plain_one_when_it_
 ) -> None:
     tree = objects.model("resolved")
     manifest = objects.manifest_of(tree)
-    pushed = {f"blobs/{entry.digest.replace(':', '/')}": tree[path] for path, entry in manifest.items()}
-    pushed[f"manifests/{manifest.revision.hex}.json"] = manifest.canonical()
-    pushed["hotshelf.json"] = f'{{"format": 1, "revision": "{manifest.revision}"}}'.encode()
-    objects.put(seaweedfs, bucket, f"{prefix}/pushed", pushed)
+    objects.put(seaweedfs, bucket, f"{prefix}/pushed", objects.pushed(tree))
     objects.put(seaweedfs, bucket, f"{prefix}/plain", tree)
     sources = [f"s3://{bucket}/{prefix}/{name}" for name in ("pushed", "plain")]
 

@@ -193,11 +193,7 @@ def test_a_pinned_revision_is_that_of_what_was_needed_or_of_the_whole(
 def _pushed(library: Library, seaweedfs: SeaweedFS, bucket: str, prefix: str) -> str:
     """What `hotshelf push` leaves: content-named blobs, a manifest, and the pointer to it."""
     tree = {**objects.read(library.sd), "README.md": b"read me"}
-    manifest = objects.manifest_of(tree)
-    data = {f"blobs/{entry.digest.replace(':', '/')}": tree[path] for path, entry in manifest.items()}
-    data[f"manifests/{manifest.revision.hex}.json"] = manifest.canonical()
-    data["hotshelf.json"] = f'{{"format": 1, "revision": "{manifest.revision}"}}'.encode()
-    objects.put(seaweedfs, bucket, f"{prefix}/pushed", data)
+    objects.put(seaweedfs, bucket, f"{prefix}/pushed", objects.pushed(tree))
     return f"s3://{bucket}/{prefix}/pushed"
 
 

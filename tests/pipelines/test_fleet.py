@@ -28,11 +28,7 @@ def place(seaweedfs: SeaweedFS, bucket: str, prefix: str) -> Callable[[str, path
 
     def put(name: str, path: pathlib.Path) -> str:
         tree = objects.read(path) if path.is_dir() else {path.name: path.read_bytes()}
-        manifest = objects.manifest_of(tree)
-        data = {f"blobs/{entry.digest.replace(':', '/')}": tree[file] for file, entry in manifest.items()}
-        data[f"manifests/{manifest.revision.hex}.json"] = manifest.canonical()
-        data["hotshelf.json"] = f'{{"format": 1, "revision": "{manifest.revision}"}}'.encode()
-        objects.put(seaweedfs, bucket, f"{prefix}/{name}", data)
+        objects.put(seaweedfs, bucket, f"{prefix}/{name}", objects.pushed(tree))
         return f"s3://{bucket}/{prefix}/{name}"
 
     return put

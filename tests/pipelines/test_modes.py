@@ -134,6 +134,23 @@ def test_hotswap_exchanges_a_lora_in_place(library: Library, load: Any) -> None:
     assert draw(load(library.sd)) == library.plain_image(library.sd)
 
 
+def test_a_compiled_pipeline_stays_compiled_when_its_lora_is_swapped(
+    library: Library, load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    one, two = library.lora("sd", "diffusers", seed=1), library.lora("sd", "kohya", seed=5)
+    pipe = load(library.sd, [(one, 0.7)], lora_mode="hotswap")
+    pipe.unet.compile(backend="eager")  # the tracing is what is asked about, not the code that comes of it
+    drawn = [draw(pipe), draw(pipe)]
+    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
+    for lora, scale in ((two, 0.4), (one, 0.9)):
+        hotshelf.swap_lora(pipe, {"path": str(lora), "scale": scale})
+        drawn.append(draw(pipe))
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) == 3
+
+
 def test_hotswap_refuses_what_cannot_be_swapped(library: Library, load: Any) -> None:
     text = library.lora("sd", "kohya", seed=6, components=BOTH)
     with pytest.raises(InvalidRequest, match="text-encoder"):
