@@ -7,6 +7,8 @@ SHELL := /bin/bash
 
 WORKERS ?= 2
 ARGS ?=
+SEED ?= $(shell date +%Y%m%d-%H%M%S)
+SEED := $(SEED)
 BASE_PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
 ifdef WITHOUT_TORCH
@@ -67,9 +69,11 @@ format: $(READY) ## let ruff rewrite what it can
 bench: $(BENCH_READY) ## measure against peers and against the bare machine
 	@$(BIN)/python -m tests.bench $(ARGS)
 
-soak: $(READY) ## the long tests, and the property tests with many random examples
-	@HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)
-	@HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest tests/shared --timeout 3600 $(ARGS)
+soak: $(READY) ## the long tests; SEED=NAME resumes a run after its last good round
+	@echo "this run is called $(SEED): make soak SEED=$(SEED) resumes it"
+	@TEST_SEED=$(SEED) HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -m soak $(ARGS)
+	@HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest tests/shared tests/faults/test_model.py --timeout 3600 $(ARGS)
+	@$(BIN)/python -m tests.faults.soaking $(SEED)
 
 pod: $(READY) ## build the images and run a real pod (needs root and podman)
 	@$(BIN)/python -m pytest -m pod --timeout 1800 $(ARGS)

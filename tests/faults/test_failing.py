@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from tests.faults.scenarios import SCENARIOS
+from tests.faults.soaking import SEED, in_rounds
 from tests.faults.test_killing import ROOT, scratch  # noqa: F401 - a fixture
 from tests.servers.child import clean_environment
 
@@ -18,7 +20,7 @@ SAMPLE = {"acquire": 45, "evict": 15}
 
 
 def fail(scenario: str, folder: pathlib.Path, sample: int) -> list[dict[str, object]]:
-    argv = [sys.executable, "-m", "tests.faults.failing", scenario, str(folder / "x"), str(sample), "sample"]
+    argv = [sys.executable, "-m", "tests.faults.failing", scenario, str(folder / "x"), str(sample), SEED]
     done = subprocess.run(argv, cwd=ROOT, env=clean_environment(), check=False, capture_output=True, text=True, timeout=3_000)
     assert done.returncode == 0, done.stderr[-4_000:]
     found: list[dict[str, object]] = json.loads(done.stdout)
@@ -41,6 +43,12 @@ def test_a_call_to_the_disk_that_fails_is_a_typed_error_and_costs_nothing_else(
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("scenario", ["acquire", "evict"])
+@pytest.mark.timeout(7_200)
+@pytest.mark.parametrize("scenario", SCENARIOS)
 def test_every_call_to_the_disk_may_fail(scratch: pathlib.Path, scenario: str) -> None:  # noqa: F811
-    assert wrongs(fail(scenario, scratch, 0)) == []
+    def every(_count: int, _seed: str) -> int:
+        found = fail(scenario, scratch, 0)
+        assert wrongs(found) == []
+        return len(found)
+
+    in_rounds(f"failing calls of {scenario}", 1, 1, every)

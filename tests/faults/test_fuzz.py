@@ -1,6 +1,6 @@
 """What comes from outside, mutated at random: nothing crashes, nothing is a 500, nothing takes long.
 
-HOTSHELF_TEST_SEED repeats a run that failed; `make soak` does fifty times as many.
+TEST_SEED repeats a run that failed; `make soak` does fifty times as many.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from hotshelf_shared.source import Source
 from hotshelf_shared.wire import AcquireRequest, LeaseAnswer, RenewRequest
 from tests import objects
 from tests.daemon_process import Daemon
+from tests.faults.soaking import SEED, in_rounds
 
-INPUTS, SOAK = 20_000, 1_000_000
+INPUTS, SOAK, ROUND = 20_000, 1_000_000, 100_000
 LONGEST_S = 1.0
-SEED = os.environ.get("HOTSHELF_TEST_SEED", "in CI")
 TREE = objects.model("fuzz", unet=200, text_encoder=200, vae=200)
 LEASE = {
     "id": "a" * 32, "grant": 1, "source": "s3://b/m", "revision": str(objects.manifest_of(TREE).revision),
@@ -104,7 +104,7 @@ def feed(name: str, count: int, seed: str) -> None:
         except HotshelfError as refusal:
             assert refusal.message, (name, data)  # noqa: PT017 - it need not be refused
         except Exception as error:
-            raise AssertionError(f"HOTSHELF_TEST_SEED={seed}: input {number} of {name}, {data!r}, raised {error!r}") from error
+            raise AssertionError(f"TEST_SEED={seed}: input {number} of {name}, {data!r}, raised {error!r}") from error
         assert time.monotonic() - began < LONGEST_S, (name, number, data)
 
 
@@ -114,9 +114,10 @@ def test_what_is_mutated_is_read_or_refused(name: str) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(7_200)
 @pytest.mark.parametrize("name", READERS)
 def test_a_million_times_over(name: str) -> None:
-    feed(name, SOAK, os.environ.get("HOTSHELF_TEST_SEED") or os.urandom(4).hex())
+    in_rounds(f"fuzz {name}", SOAK, ROUND, lambda count, seed: feed(name, count, seed))
 
 
 REQUESTS = [
@@ -146,9 +147,7 @@ def bombard(daemon: Daemon, count: int, seed: str) -> None:
             except (ConnectionError, TimeoutError):
                 pass
         statuses = [line.split(b" ")[1] for line in answer.split(b"\r\n") if line.startswith(b"HTTP/1.")]
-        assert all(not status.startswith(b"5") for status in statuses), (
-            f"HOTSHELF_TEST_SEED={seed}: {number}: {data!r}: {answer!r}"
-        )
+        assert all(not status.startswith(b"5") for status in statuses), f"TEST_SEED={seed}: {number}: {data!r}: {answer!r}"
     assert resident(daemon) - before < 256 << 20
     assert '"defect"' not in daemon.log_text
     assert daemon.call("GET", "/v1/health").status == 200
@@ -163,5 +162,7 @@ def test_no_request_is_a_500(make_daemon: Callable[..., Daemon]) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(7_200)
 def test_no_request_of_a_million_is_a_500(make_daemon: Callable[..., Daemon]) -> None:
-    bombard(make_daemon(), SOAK, os.environ.get("HOTSHELF_TEST_SEED") or os.urandom(4).hex())
+    daemon = make_daemon()
+    in_rounds("fuzz requests", SOAK, ROUND, lambda count, seed: bombard(daemon, count, seed))

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.faults.scenarios import SCENARIOS
+from tests.faults.soaking import in_rounds
 from tests.servers.child import clean_environment
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("strace")]
@@ -35,7 +37,7 @@ def scratch() -> Iterator[pathlib.Path]:
 def kill_everywhere(scenario: str, folder: pathlib.Path, *, stride: int) -> list[dict[str, object]]:
     work = ["recovering"] if scenario == "recover" else ["killing", scenario]
     argv = [sys.executable, "-m", f"tests.faults.{work[0]}", *work[1:], str(folder), str(stride)]
-    done = subprocess.run(argv, cwd=ROOT, env=clean_environment(), check=False, capture_output=True, text=True, timeout=1_800)
+    done = subprocess.run(argv, cwd=ROOT, env=clean_environment(), check=False, capture_output=True, text=True, timeout=3_600)
     assert done.returncode == 0, done.stderr[-4_000:]
     return json.loads(done.stdout)
 
@@ -81,6 +83,12 @@ def test_a_daemon_killed_anywhere_in_a_recovery_leaves_a_store_that_the_next_one
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("scenario", ["acquire", "evict", "bind", "unbind", "recover"])
+@pytest.mark.timeout(7_200)
+@pytest.mark.parametrize("scenario", [*SCENARIOS, "recover"])
 def test_no_write_of_the_index_is_a_bad_moment_either(scratch: pathlib.Path, scenario: str) -> None:
-    assert wrongs(kill_everywhere(scenario, scratch, stride=1)) == []
+    def everywhere(_count: int, _seed: str) -> int:
+        found = kill_everywhere(scenario, scratch, stride=1)
+        assert wrongs(found) == []
+        return sum(bool(one["killed"]) for one in found)
+
+    in_rounds(f"kills in {scenario}", 1, 1, everywhere)

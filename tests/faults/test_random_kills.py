@@ -1,14 +1,12 @@
 """Sixteen workers, a daemon that is killed again and again at random moments, and an oracle that knows every tree there was.
 
-HOTSHELF_TEST_SEED repeats the choices of a run that failed, whose seed the failure names; HOTSHELF_TEST_KILLS says how
-many kills `make soak` does.
+TEST_SEED repeats the choices of a run that failed, whose seed the failure names.
 """
 
 from __future__ import annotations
 
 import contextlib
 import http.client
-import os
 import pathlib
 import random
 import threading
@@ -22,12 +20,12 @@ from tests import objects
 from tests.daemon_process import Daemon
 from tests.faults.invariants import visible_wrongs, wrongs_after_restart
 from tests.faults.scripted_origin import ScriptedOrigin
+from tests.faults.soaking import SEED, in_rounds
 from tests.faults.test_origin_cases import SEGMENT, settings
 
 MakeDaemon = Callable[..., Daemon]
 WORKERS, MODELS, VERSIONS = 16, 6, 3
 KILLS = 12
-SEED = os.environ.get("HOTSHELF_TEST_SEED")
 #: What a worker may be told while the daemon is killed under it, or its room is another's.
 EXPECTED = {"daemon_unavailable", "insufficient_space", "integrity_error", "in_use", "not_found", "timeout"}
 
@@ -124,25 +122,27 @@ def kill_at_random(make_daemon: MakeDaemon, kills: int, seed: str) -> None:
         world.wrongs += wrongs_after_restart(daemon.store, [])
         if '"defect"' in daemon.log_text:
             world.wrongs.append("the log tells of a defect")
-        assert world.wrongs == [], f"HOTSHELF_TEST_SEED={seed}: {world.wrongs[:5]}"
+        assert world.wrongs == [], f"TEST_SEED={seed}: {world.wrongs[:5]}"
         assert world.served > kills
 
 
 def test_a_daemon_killed_at_random_under_sixteen_workers_serves_no_wrong_byte(make_daemon: MakeDaemon) -> None:
-    kill_at_random(make_daemon, KILLS, SEED or "in CI")
+    kill_at_random(make_daemon, KILLS, SEED)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(7_200)
-def test_a_thousand_kills_change_nothing_about_that(make_daemon: MakeDaemon, tmp_path: pathlib.Path) -> None:
+def test_a_thousand_kills_change_nothing_about_that(tmp_path: pathlib.Path) -> None:
     """In rounds with a seed each, so that a failure names a short run."""
-    left, base = int(os.environ.get("HOTSHELF_TEST_KILLS", "1000")), SEED or os.urandom(4).hex()
-    for number in range(-(-left // 50)):
+
+    def kill(kills: int, seed: str) -> None:
         with contextlib.ExitStack() as stack:
 
-            def made(name: str = f"round-{number}", stack: contextlib.ExitStack = stack, **more: Any) -> Daemon:
-                daemon = Daemon(tmp_path / name, **more)
+            def made(**settings: Any) -> Daemon:
+                daemon = Daemon(tmp_path / seed, **settings)
                 stack.callback(daemon.close)
                 return daemon.start()
 
-            kill_at_random(made, min(50, left - 50 * number), base if SEED else f"{base}-{number}")
+            kill_at_random(made, kills, seed)
+
+    in_rounds("random kills", 1_000, 25, kill)

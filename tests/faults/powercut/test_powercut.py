@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import sys
 import pytest
 
 from tests.faults.powercut.rounds import ROOT
+from tests.faults.soaking import SEED, in_rounds
 from tests.servers.child import clean_environment
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("mount", "umount", "unshare")]
@@ -31,7 +31,7 @@ def cut(folder: pathlib.Path, kind: str, *flags: str, cuts: int, seed: str) -> l
 
 @each_file_system
 def test_what_was_acknowledged_survives_a_power_cut(tmp_path: pathlib.Path, kind: str) -> None:
-    assert cut(tmp_path, kind, cuts=3, seed="cut") == [None] * 3
+    assert cut(tmp_path, kind, cuts=30, seed=SEED) == [None] * 30, f"TEST_SEED={SEED}"
 
 
 @each_file_system
@@ -42,6 +42,10 @@ def test_without_syncs_a_power_cut_loses_what_was_acknowledged(tmp_path: pathlib
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(7_200)
 @each_file_system
 def test_what_was_acknowledged_survives_many_power_cuts(tmp_path: pathlib.Path, kind: str) -> None:
-    assert cut(tmp_path, kind, cuts=30, seed=os.urandom(8).hex()) == [None] * 30
+    def many(cuts: int, seed: str) -> None:
+        assert cut(tmp_path, kind, cuts=cuts, seed=seed) == [None] * cuts, f"TEST_SEED={seed}"
+
+    in_rounds(f"power cuts {kind}", 250, 25, many)
