@@ -118,7 +118,8 @@ def error(code: str, message: str = "as scripted") -> bytes:
 class ScriptedOrigin:
     """`with ScriptedOrigin() as origin: origin.objects["a"] = b"…"`; any bucket name is the same bucket."""
 
-    def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, *, tls: ssl.SSLContext | None = None, at: tuple[str, int] = ("127.0.0.1", 0)) -> None:
+        """`at` is for an origin that must be found again under its old address."""
         self.objects: dict[str, bytes] = {}
         self.asked: list[Ask] = []
         self.page_keys = PAGE_KEYS
@@ -126,14 +127,14 @@ class ScriptedOrigin:
         self._uploads: dict[str, dict[int, bytes]] = {}
         self._numbers = itertools.count(1)
         self._healed = asyncio.Event()
-        self._tls = tls
+        self._tls, self._at = tls, at
         self._loop = LoopThread()
         self._connections: set[asyncio.StreamWriter] = set()
 
     def __enter__(self) -> Self:
-        self._server = self._loop.run(asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls))
+        self._server = self._loop.run(asyncio.start_server(self._serve, *self._at, ssl=self._tls))
         self.port = self._server.sockets[0].getsockname()[1]
-        self.endpoint_url = f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
+        self.endpoint_url = f"{'https' if self._tls else 'http'}://{self._at[0]}:{self.port}"
         return self
 
     def __exit__(self, *_: object) -> None:
