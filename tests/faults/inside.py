@@ -30,9 +30,9 @@ class Inside:
         self.store, self.socket, self.origin = store, socket, origin
         self.refusals: list[Reply] = []
 
-    def acquire(self, name: str) -> dict[str, Any]:
+    def acquire(self, name: str, **more: Any) -> dict[str, Any]:
         """A lease on the folder `name` of the origin. Raises AssertionError when it is refused."""
-        return self._good(call(self.socket, "POST", "/v1/leases", {"source": f"file://{self.origin / name}"})).body
+        return self._good(call(self.socket, "POST", "/v1/leases", {"source": f"file://{self.origin / name}", **more})).body
 
     def release(self, lease: dict[str, Any]) -> None:
         self._good(call(self.socket, "DELETE", f"/v1/leases/{lease['id']}"))

@@ -22,7 +22,7 @@ import tempfile
 import threading
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -191,15 +191,15 @@ def kill_at(kind: type[Scenario], folder: pathlib.Path, point: Point) -> Found:
     return Found(point, killed, wrongs + told_by_a_child(lambda: aftermath(scenario)))
 
 
-def aftermath(scenario: Scenario) -> list[str]:
-    """What is wrong with the store as it lies, after a start, and after the same deed again."""
+def aftermath(scenario: Scenario, *, resumed: Collection[str] = ()) -> list[str]:
+    """What is wrong with the store as it lies, after a start, and after the same deed again. `resumed` may lie in ingest/."""
     wrongs = [f"before the start: {wrong}" for wrong in visible_wrongs(scenario.store)]
     wrongs += wrongs_after_restart(scenario.store, scenario.promises())
     run_inside(
         scenario.store, origin=scenario.origin, socket=scenario.folder / "s2", story=scenario.again, **SETTINGS
     )  # fmt: skip
     wrongs += [f"after the same again: {wrong}" for wrong in wrongs_after_restart(scenario.store, scenario.promises())]
-    return wrongs + [f"ingest/ still holds {name}" for name in litter(scenario.store)]
+    return wrongs + [f"ingest/ still holds {name}" for name in litter(scenario.store) if name not in resumed]
 
 
 def is_page_of_the_index(point: Point) -> bool:

@@ -57,6 +57,19 @@ class Acquire(Scenario):
         assert objects.read(self.store / lease["path"]) == self.trees["deed"]
 
 
+class Snapshot(Acquire):
+    """A snapshot of some of the files of another: nothing is fetched, only laid out."""
+
+    def deed(self, daemon: Inside) -> None:
+        lease = daemon.acquire("kept", allow_patterns=["unet/*", "vae/*", "model_index.json"])
+        self.promise(lease)
+        assert {path.partition("/")[0] for path in objects.read(self.store / lease["path"])} == {
+            "unet",
+            "vae",
+            "model_index.json",
+        }
+
+
 class Evict(Scenario):
     """An eviction of a snapshot that shares a blob with one that stays."""
 
@@ -101,4 +114,6 @@ class Unbind(Bind):
         self.deed(daemon)
 
 
-SCENARIOS: dict[str, type[Scenario]] = {"acquire": Acquire, "evict": Evict, "bind": Bind, "unbind": Unbind}
+SCENARIOS: dict[str, type[Scenario]] = {
+    "acquire": Acquire, "snapshot": Snapshot, "evict": Evict, "bind": Bind, "unbind": Unbind,
+}  # fmt: skip

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.faults.recovering import STARTS
 from tests.faults.scenarios import SCENARIOS
 from tests.faults.soaking import in_rounds
 from tests.servers.child import clean_environment
@@ -35,8 +36,8 @@ def scratch() -> Iterator[pathlib.Path]:
 
 
 def kill_everywhere(scenario: str, folder: pathlib.Path, *, stride: int) -> list[dict[str, object]]:
-    work = ["recovering"] if scenario == "recover" else ["killing", scenario]
-    argv = [sys.executable, "-m", f"tests.faults.{work[0]}", *work[1:], str(folder), str(stride)]
+    work = "killing" if scenario in SCENARIOS else "recovering"
+    argv = [sys.executable, "-m", f"tests.faults.{work}", scenario, str(folder), str(stride)]
     done = subprocess.run(argv, cwd=ROOT, env=clean_environment(), check=False, capture_output=True, text=True, timeout=3_600)
     assert done.returncode == 0, done.stderr[-4_000:]
     return json.loads(done.stdout)
@@ -58,6 +59,15 @@ def test_a_daemon_killed_anywhere_in_an_eviction_leaves_a_store_that_the_next_on
     found = kill_everywhere("evict", scratch, stride=STRIDE)
     assert wrongs(found) == []
     assert sum(bool(one["killed"]) for one in found) >= 15
+
+
+def test_a_daemon_killed_anywhere_in_laying_out_a_snapshot_leaves_a_store_that_the_next_one_puts_right(
+    scratch: pathlib.Path,
+) -> None:
+    found = kill_everywhere("snapshot", scratch, stride=STRIDE)
+    assert wrongs(found) == []
+    killed = {one["point"]["call"] for one in found if one["killed"]}  # type: ignore[index]
+    assert killed >= {"fsync", "renameat2", "symlinkat", "pwrite64"}
 
 
 def test_a_daemon_killed_anywhere_in_a_hand_in_leaves_a_store_that_the_next_one_puts_right(scratch: pathlib.Path) -> None:
@@ -82,9 +92,17 @@ def test_a_daemon_killed_anywhere_in_a_recovery_leaves_a_store_that_the_next_one
     assert sum(bool(one["killed"]) for one in found) >= 30
 
 
+def test_a_daemon_killed_anywhere_in_migrating_an_index_leaves_a_store_that_the_next_one_puts_right(
+    scratch: pathlib.Path,
+) -> None:
+    found = kill_everywhere("migrate", scratch, stride=3)
+    assert wrongs(found) == []
+    assert sum(bool(one["killed"]) for one in found) >= 30
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(7_200)
-@pytest.mark.parametrize("scenario", [*SCENARIOS, "recover"])
+@pytest.mark.parametrize("scenario", [*SCENARIOS, *STARTS])
 def test_no_write_of_the_index_is_a_bad_moment_either(scratch: pathlib.Path, scenario: str) -> None:
     def everywhere(_count: int, _seed: str) -> int:
         found = kill_everywhere(scenario, scratch, stride=1)

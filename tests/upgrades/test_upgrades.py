@@ -77,7 +77,9 @@ def test_the_store_of_an_earlier_version_is_indexed_anew_when_its_index_is_lost(
     daemon = make_daemon(store=store, **settings(origin))
     assert tree_of(daemon, granted(daemon.acquire("s3://weights/kept"))) == KEPT
     assert origin.asked == []
-    assert {row["revision"] for row in rows(daemon, "SELECT revision FROM v_pins")} == {str(objects.manifest_of(PINNED).revision)}
+    assert {row["revision"] for row in rows(daemon, "SELECT revision FROM v_pins")} == {
+        str(objects.manifest_of(PINNED).revision)
+    }
 
 
 @pytest.mark.parametrize("store", [name for name in OLD if name >= "m003"], indirect=True)
