@@ -70,7 +70,7 @@ def fail_at(kind: type[Scenario], folder: pathlib.Path, fault: Fault) -> Found:
 
     report.unlink(missing_ok=True)
     scenario, child = staged(kind, folder, then)
-    call, thread = fault.point.call, child.threads[fault.point.thread]
+    call, thread = fault.point.call, child.thread(fault.point.thread)
     inject = f"inject={call}:error={fault.error}:when={fault.point.number}"
     trace = folder / "trace"
     status = child.traced([thread], "-y", "-o", str(trace), "-e", f"trace={call}", "-e", inject, "-e", "signal=none")
