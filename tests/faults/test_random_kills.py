@@ -59,7 +59,7 @@ class World:
             try:
                 self.step(chance)
             except (OSError, http.client.HTTPException):
-                time.sleep(0.02)  # no daemon at the moment
+                self.done.wait(0.1)  # no daemon at the moment
             except Exception as error:
                 self.wrongs.append(f"{type(error).__name__}: {error}")
 
