@@ -23,9 +23,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet --constraint constraints.txt
 READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
+COVERED := */hotshelf_daemon/store/*,*/hotshelf_daemon/index/*,*/hotshelf_daemon/ingest/*,*/hotshelf_shared/wire.py,*/hotshelf_shared/manifest.py
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo test lint check format bench soak pod clean
+.PHONY: help setup demo test lint check format bench coverage soak pod clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -68,6 +69,12 @@ format: $(READY) ## let ruff rewrite what it can
 
 bench: $(BENCH_READY) ## measure against peers and against the bare machine
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+coverage: $(READY) ## branch coverage of the rooms that hold bytes; fails below 95 %
+	@$(BIN)/python -m coverage erase
+	@$(BIN)/python -m coverage run -m pytest tests/shared tests/daemon tests/upgrades tests/faults $(ARGS)
+	@$(BIN)/python -m coverage combine --quiet
+	@$(BIN)/python -m coverage report --fail-under 95 --show-missing --include '$(COVERED)'
 
 soak: $(READY) ## the long tests; SEED=NAME resumes a run after its last good round
 	@echo "this run is called $(SEED): make soak SEED=$(SEED) resumes it"

@@ -151,6 +151,8 @@ class Daemon:
         self.close()
 
     def close(self) -> None:
+        if "COVERAGE_PROCESS_CONFIG" in os.environ and self._child is not None:
+            self.terminate()  # what is killed cannot write down what it ran
         self.kill9()
         shutil.rmtree(self._short, ignore_errors=True)
 
