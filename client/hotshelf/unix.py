@@ -15,15 +15,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Self
 
+from hotshelf import __version__
 from hotshelf.transport import MAX_ANSWER_BYTES, check_head, encode, read_answer, read_events
 from hotshelf_shared.errors import AccessDenied, BadConfiguration, DaemonUnavailable, HotshelfError, InvalidRequest, Timeout
-from hotshelf_shared.wire import BYTES, JSON, NDJSON
+from hotshelf_shared.wire import AGENT, BYTES, JSON, NDJSON
 
 #: `sockaddr_un.sun_path` holds 108 bytes, the last of them NUL (unix(7)).
 MAX_SOCKET_PATH_BYTES = 107
 #: How long a daemon may take to say that it wants a body, or that it does not, before it is sent all the same.
 GO_AHEAD_S = 10.0
 SEND_BYTES = 1 << 20
+#: So that a daemon of another version can say so, when it does not understand.
+USER_AGENT = f"{AGENT}{__version__}"
 
 
 class UnixTransport:
@@ -97,6 +100,7 @@ class UnixChannel:
             self._http.putrequest("PUT", path, skip_accept_encoding=True)
             for name, value in (("Content-Type", BYTES), ("Content-Length", str(size)), ("Expect", "100-continue")):
                 self._http.putheader(name, value)
+            self._http.putheader("User-Agent", USER_AGENT)
             self._http.endheaders()
             with suppress(BrokenPipeError, ConnectionResetError):  # refused half-way: the answer says why
                 if self._is_awaited():
@@ -136,7 +140,9 @@ class UnixChannel:
     def _send(self, method: str, path: str, body: object, deadline: float, *, accept: str) -> http.client.HTTPResponse:
         self._socket.deadline = deadline
         data = encode(body)
-        headers = {"Accept": accept} if data is None else {"Accept": accept, "Content-Type": JSON}
+        headers = {"Accept": accept, "User-Agent": USER_AGENT}
+        if data is not None:
+            headers["Content-Type"] = JSON
         self._http.request(method, path, body=data, headers=headers)
         return self._http.getresponse()
 

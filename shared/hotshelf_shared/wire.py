@@ -35,6 +35,8 @@ BYTES = "application/octet-stream"
 #: A held blob's bytes, in the answer to HEAD; and a problem's code, for answers that have no body.
 SIZE_HEADER = "X-Hotshelf-Size"
 CODE_HEADER = "X-Hotshelf-Code"
+#: What the thin client calls itself in User-Agent, with its version after it.
+AGENT = "hotshelf/"
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ ROUTES = (*workers_calls.ROUTES, *handing.ROUTES)
 
 def application(calls: Calls, guard: Guard) -> web.Application:
     """Every call goes through the guard; admin calls through it twice."""
-    app = web.Application(middlewares=[problems], client_max_size=MAX_RENEW_BODY_BYTES + 1)
+    app = web.Application(middlewares=[problems(calls.version)], client_max_size=MAX_RENEW_BODY_BYTES + 1)
     for route in ROUTES:
         expected = handing.unasked if route.streams else None
         app.router.add_route(route.method, route.path, _guarded(route, calls, guard), expect_handler=expected)

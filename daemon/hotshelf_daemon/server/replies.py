@@ -14,7 +14,7 @@ from aiohttp import web
 from hotshelf_daemon.store import durable
 from hotshelf_shared import wire
 from hotshelf_shared.errors import HotshelfError, InvalidRequest, NotFound, TooLarge
-from hotshelf_shared.wire import Progress
+from hotshelf_shared.wire import AGENT, Progress
 
 log = logging.getLogger(__name__)
 PROGRESS_S = 0.25
@@ -36,19 +36,35 @@ def as_problem(error: HotshelfError) -> web.Response:
     return response
 
 
-@web.middleware
-async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Whatever goes wrong leaves as a problem; only a defect of ours is a 500, and is logged with its traceback."""
-    try:
-        return await handler(request)
-    except HotshelfError as error:
-        return as_problem(error)
-    except web.HTTPException as error:
-        return as_problem(_of_http(request, error))
-    except (ConnectionError, asyncio.CancelledError):
-        raise
-    except Exception as error:
-        return as_problem(_as_ours(request, error))
+def problems(version: str) -> Any:
+    """The middleware by which whatever goes wrong leaves as a problem; only a defect is a 500, logged with its traceback."""
+
+    @web.middleware
+    async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except InvalidRequest as error:
+            return as_problem(_across_versions(request, error, version))
+        except HotshelfError as error:
+            return as_problem(error)
+        except web.HTTPException as error:
+            return as_problem(_across_versions(request, _of_http(request, error), version))
+        except (ConnectionError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            return as_problem(_as_ours(request, error))
+
+    return answer
+
+
+def _across_versions(request: web.Request, error: HotshelfError, version: str) -> HotshelfError:
+    """A request that this daemon does not understand is most often another version's: then the hint says so."""
+    agent = request.headers.get("User-Agent", "")
+    if agent.startswith(AGENT) and (theirs := agent.removeprefix(AGENT)[:40]) != version:
+        error.hint += (
+            f" This client is hotshelf {theirs} and the daemon {version}: if they do not agree, upgrade the older one."
+        )
+    return error
 
 
 def _of_http(request: web.Request, error: web.HTTPException) -> HotshelfError:
