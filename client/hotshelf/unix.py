@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Self
 
-from hotshelf import __version__
 from hotshelf.transport import MAX_ANSWER_BYTES, check_head, encode, read_answer, read_events
+from hotshelf_shared import __version__
 from hotshelf_shared.errors import AccessDenied, BadConfiguration, DaemonUnavailable, HotshelfError, InvalidRequest, Timeout
 from hotshelf_shared.wire import AGENT, BYTES, JSON, NDJSON
 

@@ -28,7 +28,7 @@ from hotshelf_daemon.acquire import (
     Publisher,
 )
 from hotshelf_daemon.config import Settings
-from hotshelf_daemon.index import Index, Unreadable, file_system_of
+from hotshelf_daemon.index import Index, file_system_of, open_index
 from hotshelf_daemon.ingest import Ingests
 from hotshelf_daemon.metrics import Metrics
 from hotshelf_daemon.origin import Directory, Origin, Retrying
@@ -49,8 +49,11 @@ def hotshelf_version() -> str:
         return "0+unknown"
 
 
-def open_shelf(settings: Settings, metrics: Metrics) -> Shelf:
-    """The store locked and put right, its index open. Raises BadConfiguration. Blocks; may hash what it does not know."""
+def open_shelf(settings: Settings, metrics: Metrics, *, distrusting: bool = False) -> Shelf:
+    """The store locked and put right, its index open. Raises BadConfiguration. Blocks; may hash what it does not know.
+
+    `distrusting` sets the index aside whatever it looks like: it was found broken while it was in use.
+    """
     layout = Layout(settings.store, group=group_id(settings.socket_group), lock_wait_s=settings.idle_exit_s or 0)
     if file_system_of(settings.store) == "overlay":
         log.warning(
@@ -63,7 +66,7 @@ def open_shelf(settings: Settings, metrics: Metrics) -> Shelf:
                 f"budget is {settings.budget:,} bytes and the file system of {settings.store} has {total:,}",
                 hint="Lower `budget`, or give it as a percentage.",
             )
-        index = open_index(settings.index_path)
+        index = open_index(settings.index_path, distrusting=distrusting)
         try:
             recover(layout, index)
         except BaseException:
@@ -75,39 +78,41 @@ def open_shelf(settings: Settings, metrics: Metrics) -> Shelf:
     return Shelf(settings, layout, index, metrics)
 
 
-def open_index(path: str) -> Index:
-    """The index; an unreadable one is set aside and a new one begun, which `recover` fills from the store."""
-    try:
-        os.makedirs(os.path.dirname(path), mode=0o750, exist_ok=True)
-    except OSError as error:
-        reason = f"the folder of the index {path} cannot be made: {error.strerror}"
-        raise BadConfiguration(reason, hint="Set index.path to a place this user may write.") from error
-    try:
-        return Index(path)
-    except Unreadable as broken:
-        aside = f"{path}.broken-{time.strftime('%Y%m%dT%H%M%S')}"
-        log.exception("the index is unreadable and is rebuilt", extra={"why": str(broken), "kept_as": aside})
-        for suffix in ("", "-wal", "-shm"):
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(path + suffix, aside + suffix)
-        return Index(path)
-
-
 async def serve(settings: Settings) -> None:
     """Runs until SIGTERM or SIGINT, then drains: no new request, those under way get `drain_s`, the rest is resumable."""
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    shelf = await asyncio.to_thread(open_shelf, settings, Metrics(hotshelf_version()))
-    try:
-        async with running(shelf, stopping):
-            log.info("ready", extra={"socket": settings.socket, "store": settings.store, "listen": settings.listen})
-            await stopping.wait()
-            log.info("draining", extra={"drain_s": settings.drain_s})
-    finally:
-        await asyncio.to_thread(shelf.index.close)
-        shelf.layout.close()
+    distrusting = False
+    while not stopping.is_set():
+        shelf = await asyncio.to_thread(open_shelf, settings, Metrics(hotshelf_version()), distrusting=distrusting)
+        try:
+            async with running(shelf, stopping):
+                log.info("ready", extra={"socket": settings.socket, "store": settings.store, "listen": settings.listen})
+                await _end_of(shelf.index, stopping)
+                log.info("draining", extra={"drain_s": _drain_s(shelf)})
+        finally:
+            await asyncio.to_thread(shelf.index.close)
+            shelf.layout.close()
+        distrusting = shelf.index.is_unreadable
     log.info("stopped")
+
+
+async def _end_of(index: Index, stopping: asyncio.Event) -> None:
+    """Until somebody wants the daemon to stop, or the index breaks under it: then it starts over, and clients ask again."""
+    loop, ending = asyncio.get_running_loop(), asyncio.Event()
+    index.on_unreadable = lambda: loop.call_soon_threadsafe(ending.set)
+    if index.is_unreadable:
+        return
+    waits = [asyncio.create_task(event.wait()) for event in (stopping, ending)]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+
+
+def _drain_s(shelf: Shelf) -> float:
+    """Without an index nothing under way can succeed."""
+    return 0.1 if shelf.index.is_unreadable else shelf.settings.drain_s
 
 
 @contextlib.asynccontextmanager
@@ -147,7 +152,7 @@ async def running(shelf: Shelf, stopping: asyncio.Event | None = None) -> AsyncI
         stack.push_async_callback(freshness.stop)
         stack.push_async_callback(publisher.stop)
         publisher.start()
-        listening = await stack.enter_async_context(_unix(calls, settings))
+        listening = await stack.enter_async_context(_unix(calls, shelf))
         if settings.listen:
             await stack.enter_async_context(_tcp(shelf))
         sweeping = asyncio.create_task(janitor.run(shelf, leasing, hand_ins, preparer, calls.keepers))
@@ -162,8 +167,9 @@ async def running(shelf: Shelf, stopping: asyncio.Event | None = None) -> AsyncI
 
 
 @contextlib.asynccontextmanager
-async def _unix(calls: server.Calls, settings: Settings) -> AsyncIterator[Callable[[], int]]:
+async def _unix(calls: server.Calls, shelf: Shelf) -> AsyncIterator[Callable[[], int]]:
     """Yields a function that counts the open connections."""
+    settings = shelf.settings
     group = group_id(settings.socket_group)
     bound = server.listen_on(settings.socket, mode=int(settings.socket_mode, 8), group=group)
     made = os.lstat(settings.socket)
@@ -183,6 +189,7 @@ async def _unix(calls: server.Calls, settings: Settings) -> AsyncIterator[Callab
     finally:
         server.remove_own(settings.socket, made.st_ino)
         listening.close()
+        await handlers.shutdown(_drain_s(shelf))
         await runner.cleanup()
 
 

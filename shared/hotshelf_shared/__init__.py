@@ -2,3 +2,5 @@
 
 Standard library only, so that the thin client stays thin.
 """
+
+__version__ = "0.1.0"

@@ -19,7 +19,7 @@ from typing import TypeVar
 from sqlite_utils import Database
 
 from hotshelf_daemon.index.migrations import KNOWN, migrations
-from hotshelf_shared.errors import BadConfiguration, HotshelfError, InsufficientSpace
+from hotshelf_shared.errors import BadConfiguration, DaemonUnavailable, HotshelfError, InsufficientSpace
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -39,6 +39,10 @@ _NOT_ITS_FAULT = frozenset(
 )  # fmt: skip
 
 
+#: What SQLite says of a file that is no healthy database any more.
+_BROKEN = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
+
+
 class Unwritable(HotshelfError):
     """The index cannot be written now."""
 
@@ -53,6 +57,9 @@ class Index:
     def __init__(self, path: str) -> None:
         """Opens, checks and migrates. Raises Unreadable, or BadConfiguration naming what to set instead."""
         self.path = path
+        #: Set once SQLite finds the file broken. `on_unreadable` is called then, on whichever thread found out.
+        self.is_unreadable = False
+        self.on_unreadable: Callable[[], object] = lambda: None
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="index-writer")
         self._pragmas: dict[str, str] = {}
         self._turn = threading.Lock()
@@ -85,13 +92,16 @@ class Index:
 
     def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """A short look from the event loop's thread: never waits for the writer."""
-        return query(self._reader)
+        try:
+            return query(self._reader)
+        except sqlite3.DatabaseError as error:
+            raise self._as_ours(error) from error
 
     async def look(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """A look that may take long (lists): on a connection and thread of its own."""
 
         def run() -> T:
-            with contextlib.closing(_open_reader(self.path)) as connection:
+            with self._translated(), contextlib.closing(_open_reader(self.path)) as connection:
                 return query(connection)
 
         return await asyncio.to_thread(run)
@@ -101,7 +111,7 @@ class Index:
         if self.wal_bytes() > WAL_KEPT_BYTES:
 
             def run() -> None:
-                with self._turn, translated(self.path):
+                with self._turn, self._translated():
                     self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
             await asyncio.get_running_loop().run_in_executor(self._executor, run)
@@ -132,36 +142,51 @@ class Index:
             return self._transact_in_turn(change, synchronous="FULL" if durable else "NORMAL", checkpoint="1000")
 
     def _transact_in_turn(self, change: Callable[[sqlite3.Connection], T], *, synchronous: str, checkpoint: str) -> T:
-        self._set("synchronous", synchronous)
-        self._set("wal_autocheckpoint", checkpoint)
-        with translated(self.path):
+        with self._translated():
+            self._set("synchronous", synchronous)
+            self._set("wal_autocheckpoint", checkpoint)
             self._writer.execute("BEGIN IMMEDIATE")
             try:
                 result = change(self._writer)
                 self._writer.execute("COMMIT")
             except BaseException:
-                if self._writer.in_transaction:
-                    self._writer.execute("ROLLBACK")
+                with contextlib.suppress(sqlite3.DatabaseError):  # what went wrong first is what is told
+                    if self._writer.in_transaction:
+                        self._writer.execute("ROLLBACK")
                 raise
             return result
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """SQLite's errors as ours."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise self._as_ours(error) from error
+
+    def _as_ours(self, error: sqlite3.DatabaseError) -> Exception:
+        """What a caller is told. A mistake of ours in SQL stays what it is: a defect."""
+        code = getattr(error, "sqlite_errorcode", 0)
+        if code & 0xFF in _BROKEN:
+            self.is_unreadable = True
+            self.on_unreadable()
+            return DaemonUnavailable(
+                f"the index {self.path} became unreadable and is built anew from the store: {error}",
+                hint="Ask again in a moment. The old file is kept beside it, for whoever wants to know why.",
+                retry_after_s=1,
+            )
+        if not isinstance(error, sqlite3.OperationalError):
+            return error
+        if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
+            return InsufficientSpace(f"the index {self.path} cannot grow: {error}", hint="Free room on its file system.")
+        return Unwritable(
+            f"the index {self.path} cannot be used: {error}", hint="See `hotshelf doctor`; the store may be read-only."
+        )
 
     def _set(self, pragma: str, value: str) -> None:
         if self._pragmas.get(pragma) != value:
             self._writer.execute(f"PRAGMA {pragma}={value}")
             self._pragmas[pragma] = value
-
-
-@contextlib.contextmanager
-def translated(path: str) -> Iterator[None]:
-    """SQLite's errors as ours."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
-            raise InsufficientSpace(f"the index {path} cannot grow: {error}", hint="Free room on its file system.") from error
-        raise Unwritable(
-            f"the index {path} cannot be written: {error}", hint="See `hotshelf doctor`; the store may be read-only."
-        ) from error
 
 
 def _open_writer(path: str) -> sqlite3.Connection:
