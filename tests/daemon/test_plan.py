@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError, fields
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from hotshelf_daemon.objects import OriginObject
 from hotshelf_daemon.plan import Eviction, HeldSnapshot, Holdings, Resolution, WantedFile
 from hotshelf_shared.digest import Digest, Revision
 from hotshelf_shared.errors import InsufficientSpace, TooLarge
+from hotshelf_shared.manifest import FileEntry, Manifest
 from hotshelf_shared.wire import Skipped
 
 
@@ -97,7 +100,45 @@ def test_a_published_digest_is_part_of_the_resolution() -> None:
     assert one.id != other.id
 
 
+def test_a_resolution_promises_a_tree_when_every_digest_is_known_before() -> None:
+    files = (file("a", digest="A", size=3), file("b", digest="B", size=4))
+    promised = resolution(*files).promised
+    assert promised == Manifest.of({"a": FileEntry(blob("A"), 3), "b": FileEntry(blob("B"), 4)})
+    assert resolution(*files, file("c")).promised is None
+    assert resolution(*files, file("c"), file("d"), file("e")).promised is None
+    assert resolution(file("c")).promised is None
+
+
+def test_a_resolution_is_as_large_as_its_files() -> None:
+    assert resolution(file("a", size=3), file("b", size=4, digest="B")).size == 7
+
+
+def test_what_a_decision_rests_on_cannot_be_changed_afterwards() -> None:
+    values = [file("a"), resolution(), plan.missing([resolution(file("a"))], {})[0], snapshot("m", 1), shelf(), Eviction()]
+    for value in values:
+        with pytest.raises(FrozenInstanceError):
+            setattr(value, fields(value)[0].name, None)
+
+
 # ---- room
+
+
+def test_whatever_goes_is_an_eviction() -> None:
+    assert not Eviction()
+    for some in (Eviction(ingests=("i",)), Eviction(snapshots=(Revision.of(b"m"),)), Eviction(blobs=(blob("b"),))):
+        assert some
+
+
+def test_what_frees_more_than_was_lacking_is_the_last_to_go() -> None:
+    held = shelf(snapshot("large", 1, "a", "b", "c"), snapshot("small", 2, "d"), budget=40)
+    assert plan.make_room(held, 20).snapshots == (Revision.of(b"large"),)
+    held = shelf(snapshot("m", 1, "m"), budget=60, one=30, two=20)
+    assert plan.make_room(held, 20) == Eviction(("one",), (), (), 30)
+
+
+def test_as_much_goes_as_a_full_disk_lacks() -> None:
+    held = shelf(*(snapshot(str(n), n, str(n)) for n in range(5)), budget=1_000, free=70)
+    assert len(plan.make_room(held, 100).snapshots) == 3
 
 
 def test_nothing_goes_while_there_is_room() -> None:

@@ -23,6 +23,7 @@ from hotshelf_daemon.index import journal, snapshots
 from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.origin import Changed
 from hotshelf_daemon.plan import Resolution
+from hotshelf_daemon.recover import Adoption
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import trees
 from hotshelf_shared.errors import HotshelfError, IntegrityError, Timeout
@@ -40,9 +41,10 @@ class Desk:
         leasing: Leasing,
         *,
         pipelines: Pipelines,
+        adoption: Adoption | None = None,
     ) -> None:
         self._shelf = shelf
-        self._pipelines = pipelines
+        self._pipelines, self._adoption = pipelines, adoption
         self._leasing = leasing
         self._names = names
         self._preparer = preparer
@@ -62,7 +64,10 @@ class Desk:
                 return answers
             try:
                 async with asyncio.timeout(request.timeout_s):
-                    outcome, answers = await self._miss(wants, holder, gauge)
+                    if await self._adopt(wants) and (hit := await self._hit(wants, holder)) is not None:
+                        outcome, answers = "hit", hit
+                    else:
+                        outcome, answers = await self._miss(wants, holder, gauge)
             except TimeoutError as late:
                 done = gauge.progress()
                 raise Timeout(
@@ -102,6 +107,7 @@ class Desk:
         """
         wants = [self._names.want(wish) for wish in request.wishes]
         await self._pipelines.admit(wants, uid=peer.uid)
+        await self._adopt(wants)
         refs = self._held(wants, peer.uid)
         async with asyncio.timeout(request.timeout_s):
             cold = await self._resolve([want for want, ref in zip(wants, refs, strict=True) if ref is None])
@@ -124,6 +130,13 @@ class Desk:
             for want in wants:
                 self._freshness.hit(want)
         return granted
+
+    async def _adopt(self, wants: Iterable[Want]) -> bool:
+        """While a shelf without an index is being read: whether what is wanted has been found there."""
+        if self._adoption is None or self._adoption.is_over:
+            return False
+        both = [each for want in wants for each in (want, self._names.unpinned(want)) if each is not None]
+        return await self._adoption.bring(each.key for each in both)
 
     async def _miss(self, wants: Sequence[Want], holder: Holder, gauge: Gauge) -> tuple[str, list[LeaseAnswer]]:
         """Restarts once when the origin changes meanwhile: then everything is resolved anew."""
