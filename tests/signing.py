@@ -14,7 +14,6 @@ from hotshelf_daemon.provenance import PublicKey, SigningKey, sign
 from tests import objects
 from tests.servers.child import clean_environment
 
-
 #: model-signing 1.1 imports pyOpenSSL for certificates and does not ask for it. Were it installed, botocore would load it into
 #: every daemon of the tests, as no daemon elsewhere does; with keys nothing of it is used.
 COMMAND = (
