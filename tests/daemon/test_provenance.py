@@ -110,6 +110,12 @@ def test_a_statement_that_was_changed_is_not_looked_at(pair: Pair) -> None:
     assert "broken" in unvouched(data, pair).message
 
 
+@pytest.mark.parametrize("wrong", [b"", b"\x30", b"\x30\x06\x02\x01\x00\x02\x01\x00", b"\xff" * 100_000])
+def test_a_signature_of_any_other_bytes_is_refused(pair: Pair, wrong: bytes) -> None:
+    bundle = Bundle.parse(pair.sign(TREE))
+    assert "broken" in unvouched(Bundle(bundle.payload, wrong, bundle.hint).pack(), pair).message
+
+
 @pytest.mark.parametrize("cut", [0, 1, 100, -1])
 def test_a_truncated_signature_is_refused(pair: Pair, cut: int) -> None:
     unvouched(pair.sign(TREE)[:cut], pair)

@@ -20,6 +20,7 @@ class RefRow:
     """A mutable name: what the wish `wish` (a digest of source, patterns and policy) stands for now.
 
     `listing` is the fingerprint of the origin's listing it was made from: equal again means nothing changed.
+    `signed_by` is the id of the key that vouched for it; None when nobody was asked to.
     """
 
     wish: str
@@ -32,6 +33,7 @@ class RefRow:
     kind: str
     previous: Revision | None = None
     flipped_at: float = 0.0
+    signed_by: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -45,6 +47,7 @@ class RefRow:
             "skipped": [[s.path, s.reason] for s in self.skipped],
             "kind": self.kind,
             "flipped_at": self.flipped_at,
+            "signed_by": self.signed_by,
         }
 
     @classmethod
@@ -62,14 +65,15 @@ class RefRow:
             kind=str(body["kind"]),
             previous=Revision.parse(body["previous"]) if body["previous"] else None,
             flipped_at=float(body["flipped_at"]),
+            signed_by=str(body["signed_by"]) if body.get("signed_by") else None,  # records of older versions say nothing
         )
 
 
-_REF = "wish, source, allow_patterns, ignore_patterns, revision, listing, skipped, kind, previous, flipped_at"
+_REF = "wish, source, allow_patterns, ignore_patterns, revision, listing, skipped, kind, previous, flipped_at, signed_by"
 
 
 def _ref(row: Any) -> RefRow:
-    wish, source, allow, ignore, revision, listing, skipped, kind, previous, flipped_at = row
+    wish, source, allow, ignore, revision, listing, skipped, kind, previous, flipped_at, signed_by = row
     return RefRow(
         wish=wish,
         source=source,
@@ -81,6 +85,7 @@ def _ref(row: Any) -> RefRow:
         kind=kind,
         previous=Revision(previous) if previous else None,
         flipped_at=flipped_at,
+        signed_by=signed_by,
     )
 
 
@@ -104,7 +109,7 @@ def refs(db: sqlite3.Connection, source: str | None = None) -> list[RefRow]:
 def flip(db: sqlite3.Connection, row: RefRow) -> None:
     body = row.to_json()
     db.execute(
-        f"INSERT OR REPLACE INTO refs ({_REF}, checked_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT OR REPLACE INTO refs ({_REF}, checked_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             row.wish,
             row.source,
@@ -116,6 +121,7 @@ def flip(db: sqlite3.Connection, row: RefRow) -> None:
             row.kind,
             row.previous,
             row.flipped_at,
+            row.signed_by,
             time.time(),
         ),
     )
