@@ -111,6 +111,7 @@ def test_what_a_trusted_key_has_signed_is_served_and_whose_it_was_is_on_record(
     lease = granted(strict.acquire(source))
     assert tree_of(strict, lease) == model(prefix)
     assert value(strict, "SELECT signed_by FROM v_refs WHERE source = ?", source) == ours.trusted.id
+    assert granted(strict.call("GET", f"/v1/snapshots/{lease['revision']}"))["signed_by"] == [ours.trusted.id]
 
 
 def test_a_hit_on_what_was_verified_asks_the_origin_nothing(
