@@ -249,6 +249,17 @@ def test_one_file_may_be_signed_by_itself_or_with_its_folder(
     nothing_served(strict, f"{source}/unsigned.safetensors", "unsigned.safetensors is not among the files")
 
 
+def test_one_file_with_other_bytes_than_were_signed_is_refused_once_it_is_here(
+    strict: Daemon, put: Put, wire: Recorder, prefix: Prefix, ours: Pair
+) -> None:
+    signature = ours.sign({"style.safetensors": objects.lora("what was signed")})
+    source = put({"style.safetensors": objects.lora((prefix, "what is there")), "model.sig": signature})
+    nothing_served(strict, f"{source}/style.safetensors", "style.safetensors has the digest")
+    fetched = weights_fetched(wire, prefix)
+    nothing_served(strict, f"{source}/style.safetensors", "style.safetensors has the digest")
+    assert weights_fetched(wire, prefix) == fetched
+
+
 def test_a_file_added_to_a_signed_folder_is_refused_before_a_byte_is_fetched(
     strict: Daemon, put: Put, wire: Recorder, prefix: Prefix, ours: Pair
 ) -> None:
