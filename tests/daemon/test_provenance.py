@@ -7,6 +7,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from hotshelf_daemon.provenance import PublicKey, SigningKey, Statement, Unvouch
 from hotshelf_daemon.provenance.bundle import MAX_SIGNATURE_BYTES, Bundle, to_sign
 from hotshelf_shared.digest import Digest
 from hotshelf_shared.errors import BadConfiguration, InvalidRequest
+from hotshelf_shared.manifest import MAX_FILES, MAX_MANIFEST_BYTES, FileEntry, Manifest
 from tests import objects, signing
 from tests.servers.child import clean_environment
 from tests.signing import Pair
@@ -133,6 +135,23 @@ def test_a_truncated_signature_is_refused(pair: Pair, cut: int) -> None:
 )  # fmt: skip
 def test_what_is_no_bundle_is_refused(pair: Pair, data: bytes) -> None:
     unvouched(data, pair)
+
+
+@pytest.mark.parametrize("piece", [b"[],", b"{},", b'"",', b"1,", b"[["], ids=str)
+def test_a_signature_made_to_keep_a_parser_busy_is_refused_at_once(pair: Pair, piece: bytes) -> None:
+    began = time.monotonic()
+    assert "far more" in unvouched(b"[" + piece * (MAX_SIGNATURE_BYTES // len(piece) - 1), pair).message
+    assert time.monotonic() - began < 1
+
+
+def test_the_largest_model_s_signature_is_no_larger_than_what_is_read(pair: Pair) -> None:
+    """Fifty thousand files, named as long as a manifest of 8 MiB lets them be, written as model-signing does."""
+    paths = [f"{number:05d}/{'x' * 50}.safetensors" for number in range(MAX_FILES)]
+    tree = Manifest.of({path: FileEntry(Digest.of(b""), 1 << 40) for path in paths})
+    assert len(tree.canonical()) > MAX_MANIFEST_BYTES * 0.95
+    wide = json.dumps(json.loads(Statement.of(tree).payload("m")), indent=2).encode()
+    assert len(Bundle(wide, b"x" * 140, "y" * 64).pack()) < MAX_SIGNATURE_BYTES
+    assert verify(sign(tree, "m", pair.key), [pair.trusted], "here").statement == Statement.of(tree)
 
 
 def test_a_bundle_around_another_kind_of_payload_is_refused(pair: Pair) -> None:

@@ -15,6 +15,9 @@ from hotshelf_shared.manifest import parse_json
 
 #: 50,000 files with long names, as model-signing writes them, in Base64.
 MAX_SIGNATURE_BYTES = 16 << 20
+#: Marks of JSON's structure, of which Base64 has none. Anybody may have written this file, and a parser that is fed millions of
+#: lists keeps everything else from running for seconds.
+MAX_MARKS = 10_000
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 
@@ -32,6 +35,8 @@ class Bundle:
         """Raises Unvouched."""
         if len(data) > MAX_SIGNATURE_BYTES:
             raise Unvouched(f"a signature of {len(data):,} bytes; {MAX_SIGNATURE_BYTES:,} is the most")
+        if sum(map(data.count, (b"[", b"{", b",", b'"'))) > MAX_MARKS:
+            raise Unvouched("the signature is no Sigstore bundle: it holds far more values than one has")
         body = parse_json(data, "the signature", Unvouched)
         try:
             envelope = body["dsseEnvelope"]
