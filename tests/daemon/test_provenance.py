@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from hotshelf_daemon.provenance import PublicKey, SigningKey, Statement, Unvouched, sign, verify
-from hotshelf_daemon.provenance.bundle import MAX_SIGNATURE_BYTES, Bundle, to_sign
+from hotshelf_daemon.provenance.envelope import MAX_SIGNATURE_BYTES, Envelope, to_sign
 from hotshelf_shared.digest import Digest
 from hotshelf_shared.errors import BadConfiguration, InvalidRequest
 from hotshelf_shared.manifest import MAX_FILES, MAX_MANIFEST_BYTES, FileEntry, Manifest
@@ -53,7 +53,7 @@ def changed(data: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
 def signed(pair: Pair, statement: object) -> bytes:
     """Any statement at all, with a good signature."""
     payload = json.dumps(statement).encode()
-    return Bundle(payload, pair.key.sign(to_sign(payload)), pair.key.public.id).pack()
+    return Envelope(payload, pair.key.sign(to_sign(payload)), pair.key.public.id).pack()
 
 
 def statement() -> dict[str, Any]:
@@ -104,7 +104,7 @@ def test_a_model_with_a_folder_called_blobs_has_it_signed_like_any_other(pair: P
 
 def test_the_same_tree_and_key_make_the_same_signature(pair: Pair) -> None:
     assert pair.sign(TREE) == pair.sign(dict(reversed(TREE.items())))
-    assert Bundle.parse(pair.sign(TREE)).pack() == pair.sign(TREE)
+    assert Envelope.parse(pair.sign(TREE)).pack() == pair.sign(TREE)
 
 
 def test_a_statement_that_was_changed_is_not_looked_at(pair: Pair) -> None:
@@ -114,8 +114,8 @@ def test_a_statement_that_was_changed_is_not_looked_at(pair: Pair) -> None:
 
 @pytest.mark.parametrize("wrong", [b"", b"\x30", b"\x30\x06\x02\x01\x00\x02\x01\x00", b"\xff" * 100_000])
 def test_a_signature_of_any_other_bytes_is_refused(pair: Pair, wrong: bytes) -> None:
-    bundle = Bundle.parse(pair.sign(TREE))
-    assert "broken" in unvouched(Bundle(bundle.payload, wrong, bundle.hint).pack(), pair).message
+    envelope = Envelope.parse(pair.sign(TREE))
+    assert "broken" in unvouched(Envelope(envelope.payload, wrong, envelope.hint).pack(), pair).message
 
 
 @pytest.mark.parametrize("cut", [0, 1, 100, -1])
@@ -150,7 +150,7 @@ def test_the_largest_model_s_signature_is_no_larger_than_what_is_read(pair: Pair
     tree = Manifest.of({path: FileEntry(Digest.of(b""), 1 << 40) for path in paths})
     assert len(tree.canonical()) > MAX_MANIFEST_BYTES * 0.95
     wide = json.dumps(json.loads(Statement.of(tree).payload("m")), indent=2).encode()
-    assert len(Bundle(wide, b"x" * 140, "y" * 64).pack()) < MAX_SIGNATURE_BYTES
+    assert len(Envelope(wide, b"x" * 140, "y" * 64).pack()) < MAX_SIGNATURE_BYTES
     assert verify(sign(tree, "m", pair.key), [pair.trusted], "here").statement == Statement.of(tree)
 
 

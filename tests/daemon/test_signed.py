@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hotshelf_daemon.provenance.bundle import MAX_SIGNATURE_BYTES
+from hotshelf_daemon.provenance.envelope import MAX_SIGNATURE_BYTES
 from tests import objects, signing
 from tests.conftest import BUCKET
 from tests.daemon.conftest import MakeDaemon, Put
@@ -369,7 +369,7 @@ def test_an_index_from_before_signatures_is_brought_up_to_date(
         db.execute("DROP VIEW v_refs")
         db.execute("ALTER TABLE refs DROP COLUMN signed_by")
         db.execute(view.replace(", signed_by", ""))
-        db.execute("DELETE FROM _sqlite_migrations WHERE name = 'm004_add_who_signed'")
+        db.execute("DELETE FROM _sqlite_migrations WHERE name = 'm005_add_who_signed'")
     daemon.restart()
     assert value(daemon, "SELECT signed_by FROM v_refs") is None
     granted(daemon.acquire(source))

@@ -19,7 +19,7 @@ from hotshelf import transport
 from hotshelf_daemon.config import load
 from hotshelf_daemon.policy import Policy, check, check_tensors
 from hotshelf_daemon.provenance import Statement
-from hotshelf_daemon.provenance.bundle import Bundle
+from hotshelf_daemon.provenance.envelope import Envelope
 from hotshelf_shared.errors import HotshelfError
 from hotshelf_shared.manifest import Manifest
 from hotshelf_shared.source import Source
@@ -31,7 +31,7 @@ INPUTS, SOAK = 20_000, 1_000_000
 LONGEST_S = 1.0
 SEED = os.environ.get("HOTSHELF_TEST_SEED", "in CI")
 TREE = objects.model("fuzz", unet=200, text_encoder=200, vae=200)
-SIGNATURE = Bundle(Statement.of(objects.manifest_of(TREE)).payload("m"), b"signed").pack()
+SIGNATURE = Envelope(Statement.of(objects.manifest_of(TREE)).payload("m"), b"signed").pack()
 LEASE = {
     "id": "a" * 32, "grant": 1, "source": "s3://b/m", "revision": str(objects.manifest_of(TREE).revision),
     "path": "snapshots/x", "kind": "tree", "skipped": [], "expires_s": 60.0,
@@ -87,7 +87,7 @@ def source(data: bytes) -> None:
 
 def signature(data: bytes) -> None:
     """The statement is read only when the key vouches for it; so here it is read whatever was done to it."""
-    Statement.parse(Bundle.parse(data).payload).check_whole(TREE, "s3://b/m")
+    Statement.parse(Envelope.parse(data).payload).check_whole(TREE, "s3://b/m")
 
 
 READERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
@@ -99,7 +99,7 @@ READERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "safetensors": (tensors, objects.safetensors("x", 200)),
     "configuration": (configuration, b"budget=90%"),
     "signature": (signature, SIGNATURE),
-    "statement": (Statement.parse, Bundle.parse(SIGNATURE).payload),
+    "statement": (Statement.parse, Envelope.parse(SIGNATURE).payload),
     "document": (lambda data: check("model_index.json", data, Policy()), TREE["model_index.json"]),
 }
 

@@ -36,9 +36,9 @@ def m003_add_pipelines_and_hand_ins(db: Database) -> None:
 
 
 @migrations()
-def m004_add_who_signed(db: Database) -> None:
+def m005_add_who_signed(db: Database) -> None:
     """The key that vouched for what a ref names. Nobody vouched for what is there already."""
-    for statement in _M004.split(";\n\n"):
+    for statement in _M005.split(";\n\n"):
         db.execute(statement)
 
 
@@ -214,7 +214,7 @@ CREATE VIEW v_waste AS
     SELECT 'never used again', s.revision, s.bytes FROM snapshots s WHERE s.uses <= 1
 """
 
-_M004 = """
+_M005 = """
 ALTER TABLE refs ADD COLUMN signed_by TEXT;
 
 DROP VIEW v_refs;

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hotshelf_daemon.provenance.bundle import Bundle, to_sign
+from hotshelf_daemon.provenance.envelope import Envelope, to_sign
 from hotshelf_daemon.provenance.keys import PublicKey, SigningKey
 from hotshelf_daemon.provenance.statement import Statement, Unvouched
 from hotshelf_shared.manifest import Manifest
@@ -22,27 +22,27 @@ class Vouched:
 def sign(tree: Manifest, name: str, key: SigningKey) -> bytes:
     """The file to put beside the tree; the same for the same tree, name and key."""
     payload = Statement.of(tree).payload(name)
-    return Bundle(payload, key.sign(to_sign(payload)), key.public.id).pack()
+    return Envelope(payload, key.sign(to_sign(payload)), key.public.id).pack()
 
 
 def verify(data: bytes, keys: Sequence[PublicKey], where: str) -> Vouched:
     """What one of the keys has signed. Raises Unvouched, saying of the signature at `where` what is wrong with it."""
     try:
-        bundle = Bundle.parse(data)
-        key = _signer(bundle, keys)
-        return Vouched(Statement.parse(bundle.payload), key.id)
+        envelope = Envelope.parse(data)
+        key = _signer(envelope, keys)
+        return Vouched(Statement.parse(envelope.payload), key.id)
     except Unvouched as refusal:
         raise Unvouched(f"{where}: {refusal.message}", hint=refusal.hint) from refusal
 
 
-def _signer(bundle: Bundle, keys: Sequence[PublicKey]) -> PublicKey:
+def _signer(envelope: Envelope, keys: Sequence[PublicKey]) -> PublicKey:
     """Nothing of the statement is looked at before this has answered."""
     for key in keys:
-        if key.verifies(bundle.signature, bundle.signed):
+        if key.verifies(envelope.signature, envelope.signed):
             return key
-    if any(key.id == bundle.hint for key in keys):
+    if any(key.id == envelope.hint for key in keys):
         raise Unvouched("the signature is broken: what it holds is not what was signed", hint="Sign it again.")
     raise Unvouched(
-        f"the signature is by the key {bundle.hint[:16]!r}, which is not trusted for this origin",
+        f"the signature is by the key {envelope.hint[:16]!r}, which is not trusted for this origin",
         hint="List that key's public half in the origin's `keys`, or sign with a key that is listed.",
     )

@@ -23,7 +23,7 @@ PAYLOAD_TYPE = "application/vnd.in-toto+json"
 
 
 @dataclass(frozen=True, slots=True)
-class Bundle:
+class Envelope:
     """`signature` is over `signed`, which is all that may be believed of it; `hint` names the key, by its own word."""
 
     payload: bytes
