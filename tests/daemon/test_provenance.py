@@ -126,7 +126,7 @@ def test_a_truncated_signature_is_refused(pair: Pair, cut: int) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"null", b"[]", b"{}", b"\xff\xfe", b"[" * 100_000, b'{"a": 1, "a": 2}', b"x" * (MAX_SIGNATURE_BYTES + 1),
+        b"", b"null", b"[]", b"{}", b"\xff\xfe", b"[" * 5_000, b'{"a": 1, "a": 2}', b"x" * (MAX_SIGNATURE_BYTES + 1),
         b'{"mediaType": [], "dsseEnvelope": {"payloadType": {}, "payload": 3, "signatures": [{"sig": 3}]}}',
         b'{"mediaType": "m", "dsseEnvelope": {"payloadType": "p", "payload": "", "signatures": []}}',
         b'{"mediaType": "m", "dsseEnvelope": {"payloadType": "p", "payload": "", "signatures": [{"sig": ""}, {"sig": ""}]}}',

@@ -181,12 +181,13 @@ def tampered(data: bytes) -> bytes:
         (lambda tree, ours, other: ours.sign(tree)[:-40], "not valid JSON"),
         (lambda tree, ours, other: ours.sign(tree)[:-40].ljust(MAX_SIGNATURE_BYTES + 1), "bytes"),
         (lambda tree, ours, other: b"", "not valid JSON"),
-        (lambda tree, ours, other: b"[" * 100_000, "not valid JSON"),
+        (lambda tree, ours, other: b"[" * 5_000, "not valid JSON"),
+        (lambda tree, ours, other: b"[" + b"[]," * 1_000_000, "far more values"),
         (lambda tree, ours, other: json.dumps({"mediaType": "x", "dsseEnvelope": None}).encode(), "no Sigstore bundle"),
     ],
     ids=[
         "another key", "another digest", "a file that is not named", "a file taken away", "another prefix's", "changed",
-        "truncated", "huge", "empty", "deep", "malformed",
+        "truncated", "huge", "empty", "deep", "wide", "malformed",
     ],
 )  # fmt: skip
 def test_a_signature_that_is_not_this_model_s_is_refused_before_a_byte_of_weights_is_fetched(
