@@ -13,7 +13,7 @@ BASE_PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
 ifdef WITHOUT_TORCH
 VENV ?= .venv-without-torch
-EXTRAS := cli,daemon
+EXTRAS := cli,daemon,sign
 else
 VENV ?= .venv
 EXTRAS := demo

@@ -56,7 +56,9 @@ def test_the_wheel_needs_nothing_and_offers_the_extras_of_the_contract(wheel: pa
         metadata = email.message_from_bytes(archive.read(name))
     required = metadata.get_all("Requires-Dist") or []
     assert [need for need in required if "extra ==" not in need] == []
-    assert set(metadata.get_all("Provides-Extra") or []) == {"cli", "daemon", "worker", "flash", "gcs", "demo", "bench"}
+    assert set(metadata.get_all("Provides-Extra") or []) == {
+        *("cli", "daemon", "sign", "worker", "flash", "gcs", "demo", "bench"),
+    }
     assert metadata["Requires-Python"] == ">=3.11"
 
 
@@ -112,7 +114,7 @@ def test_everything_that_make_installs_is_pinned() -> None:
     pinned = {re.sub(r"[-_.]+", "-", name).lower() for name in pins}
     extras = PROJECT["project"]["optional-dependencies"]
     wanted = [
-        *(need for name in ("cli", "daemon", "worker", "demo") for need in extras[name]),
+        *(need for name in ("cli", "daemon", "sign", "worker", "demo") for need in extras[name]),
         *PROJECT["dependency-groups"]["dev"],
     ]
     names = {re.sub(r"[-_.]+", "-", re.split(r"[\[<>=~! ]", need)[0]).lower() for need in wanted} - {"hotshelf"}

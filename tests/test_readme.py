@@ -49,7 +49,7 @@ def bucket(seaweedfs: SeaweedFS) -> str:
 @pytest.fixture
 def configuration(seaweedfs: SeaweedFS, bucket: str) -> dict[str, object]:
     """The README's YAML with this machine's origin, bucket and paths in it."""
-    text = block("yaml", "origins:").replace("s3://weights/", f"s3://{bucket}/")
+    text = block("yaml", "store:").replace("s3://weights/", f"s3://{bucket}/")
     settings: dict[str, object] = yaml.safe_load(text)
     settings.pop("store")
     settings["origins"] = {"minio": seaweedfs.settings(bucket)}
@@ -80,9 +80,11 @@ def test_no_block_of_the_readme_is_left_untested() -> None:
         "lora_mode=",
         "style.yaml",
         "B2_BUCKET",
-        "origins:",
+        "store:",
         "hotshelfd --config",
-        "hotshelf push",
+        "hotshelf acquire",
+        "openssl",
+        "verify: required",
         "flowchart",
         "hotshelf ls",
     )
@@ -146,7 +148,7 @@ def test_the_seed_variables_are_all_that_one_bucket_needs(seaweedfs: SeaweedFS, 
 
 def test_the_configuration_of_the_readme_is_accepted(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text(block("yaml", "origins:"))
+    file.write_text(block("yaml", "store:"))
     settings = load({"config": str(file)}, {}).settings
     assert settings.names["sdxl"].pin
     assert settings.origins["minio"].addressing_style == "path"
@@ -173,11 +175,28 @@ def test_push_and_acquire_as_shown(
     objects.write(tmp_path / "sdxl", objects.model("readme"))
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(configuration))
-    text = block("sh", "hotshelf push").replace("s3://weights/", f"s3://{bucket}/pushed/")
+    text = block("sh", "hotshelf acquire").replace("s3://weights/", f"s3://{bucket}/pushed/")
     text = text.replace("acquire sdxl", f"acquire s3://{bucket}/pushed/sdxl")
     said = shell(text, tmp_path, {**daemon.environment, "HOTSHELF_CONFIG": str(file)})
     held = pathlib.Path(said.strip().split("\n")[-1])
     assert objects.read(held) == objects.model("readme")
+
+
+@pytest.mark.needs("openssl")
+def test_what_is_signed_as_shown_is_what_an_origin_that_requires_it_serves(
+    seaweedfs: SeaweedFS, bucket: str, configuration: dict[str, object], tmp_path: pathlib.Path
+) -> None:
+    objects.write(tmp_path / "sdxl", objects.model("signed"))
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(configuration))
+    text = block("sh", "openssl").replace("s3://weights/", f"s3://{bucket}/")
+    assert "signed with the key" in shell(text, tmp_path, clean_environment(HOTSHELF_CONFIG=str(file)))
+    origins = yaml.safe_load(block("yaml", "verify: required").replace("/etc/hotshelf", str(tmp_path)))["origins"]
+    needed = {name: origins["minio"][name] for name in ("verify", "keys")}
+    with Daemon(tmp_path / "d", origins={"minio": {**seaweedfs.settings(bucket), **needed}}) as daemon:
+        lease = daemon.acquire(f"s3://{bucket}/signed").body
+        assert objects.read(daemon.store / lease["path"]) == objects.model("signed")
+        assert daemon.acquire(f"s3://{bucket}/sdxl").body["code"] == "integrity_error"
 
 
 def test_the_index_is_inspected_as_shown(daemon: Daemon, configuration: dict[str, object], tmp_path: pathlib.Path) -> None:

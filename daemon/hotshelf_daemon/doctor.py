@@ -23,6 +23,7 @@ from hotshelf_daemon.config import Settings, share_of
 from hotshelf_daemon.index.connection import NETWORK_FILE_SYSTEMS, file_system_of
 from hotshelf_daemon.origin import s3
 from hotshelf_daemon.origin.s3_errors import translated
+from hotshelf_daemon.provenance import Keyring, PublicKey
 from hotshelf_shared.errors import HotshelfError
 from hotshelf_shared.source import Source
 
@@ -50,7 +51,7 @@ Check = Callable[[Settings, Status], Iterator[Finding]]
 def examine(settings: Settings) -> list[Finding]:
     """Every check in turn; errors come first. Takes seconds when an origin does not answer."""
     status, found = _ask(settings.socket)
-    for check in (_store, _index, _room, _layout, _origins):
+    for check in (_store, _index, _room, _layout, _origins, _signatures):
         found += check(settings, status)
     return sorted(found, key=lambda finding: finding.level)
 
@@ -188,3 +189,24 @@ def _skew_s(date: str | None) -> float:
         return time.time() - parsedate_to_datetime(date or "").timestamp()
     except (TypeError, ValueError):
         return 0.0
+
+
+def _signatures(settings: Settings, _status: Status) -> Iterator[Finding]:
+    """Each key by itself, so that all that cannot be used are named; then what the daemon itself refuses at start."""
+    broken = False
+    for name, origin in settings.origins.items():
+        check = f"signatures {name}"
+        for path in origin.keys:
+            try:
+                PublicKey.load(path, f"origins.{name}.keys")
+            except HotshelfError as error:
+                broken = True
+                yield Finding("error", check, error.message, error.hint)
+        if origin.keys and origin.verify == "off":
+            message = f"origins.{name} has keys, and verify is off: whatever lies there is served, signed or not"
+            yield Finding("warning", check, message, f"Set origins.{name}.verify to required.")
+    try:
+        Keyring.of(settings)
+    except HotshelfError as error:
+        if not broken:
+            yield Finding("error", "signatures", error.message, error.hint)

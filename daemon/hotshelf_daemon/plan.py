@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from hotshelf_daemon.objects import OriginObject
+from hotshelf_daemon.provenance import Vouched
 from hotshelf_shared.built import Built
 from hotshelf_shared.digest import Digest, Revision
 from hotshelf_shared.errors import InsufficientSpace, TooLarge
@@ -42,6 +43,8 @@ class Resolution:
     wish: str
     #: What a pipeline's published document says it is: bound when its files are here.
     built: Built | None = None
+    #: What a trusted key has signed, where the origin's configuration requires that: every file of it will be held to it.
+    vouched: Vouched | None = None
 
     @cached_property
     def id(self) -> str:

@@ -1,8 +1,8 @@
 """Onto a bucket, content-named, so that a pull knows every digest before the first byte: `hotshelf push`, and pipelines.
 
-The order: blobs, then the manifest under its revision (both immutable, cacheable for ever), then what names it and is never
-cached: `hotshelf.json`, or `pipelines/KEY.json`. What dies half-way has published nothing, and the next one uploads only
-the rest.
+The order: blobs, then the manifest under its revision and who vouches for it under revision and key (all immutable, cacheable
+for ever), then what names it and is never cached: `hotshelf.json`, or `pipelines/KEY.json`. What dies half-way has published
+nothing, and the next one uploads only the rest.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TypeVar
 from hotshelf_daemon.config import Settings
 from hotshelf_daemon.origin import Upload, delay_s, upload_to
 from hotshelf_daemon.policy import Policy
+from hotshelf_daemon.provenance import SIGNATURE, PublicKey, SigningKey, sign
 from hotshelf_shared.built import MAX_BUILT_BYTES, Built
 from hotshelf_shared.digest import Digest, Revision
 from hotshelf_shared.errors import IntegrityError, InvalidRequest, NotFound, OriginUnavailable
@@ -46,6 +47,8 @@ class PublishReport:
     uploaded_files: int
     uploaded_bytes: int
     left_out: tuple[Skipped, ...]
+    #: The id of the key that it was signed with.
+    signed_by: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +65,20 @@ def publish(
     settings: Settings,
     *,
     tree: bool = False,
+    key: SigningKey | None = None,
     on_progress: Callable[[Progress], object] = lambda _: None,
 ) -> PublishReport:
     """Uploads what is not there yet and publishes the manifest. With `tree`, also every file under its plain name.
 
-    Raises NotFound (no folder, no bucket), InvalidRequest (names that cannot be published), AccessDenied,
-    OriginUnavailable.
+    With `key`, signed: a signature that lies among the files is then the old one, and stays behind. Raises NotFound (no
+    folder, no bucket), InvalidRequest (names that cannot be published), AccessDenied, OriginUnavailable.
     """
     where = Source.parse(source)
     if where.kind != "s3" or where.pinned:
         raise InvalidRequest(f"{source} is no s3://BUCKET/PREFIX to publish to")
-    files = _walk(directory)
+    files = _walk(directory, without=None if key is None else SIGNATURE)
+    if key is not None and (within := [file.path for file in files if os.path.samefile(file.real, key.path)]):
+        raise InvalidRequest(f"the private key is in {directory}, as {within[0]}", hint="Move it out: all of DIR is published.")
     target = upload_to(settings, where.authority)
     folder = f"{where.path}/" if where.path else ""
     with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
@@ -87,6 +93,11 @@ def publish(
         sent = list(threads.map(partial(_send, target, gauge), todo))
     canonical, revision = manifest.canonical(), manifest.revision
     _again(lambda: target.put(f"{folder}manifests/{revision.hex}.json", canonical, cache_control=IMMUTABLE))
+    if key is not None:
+        signature, name = sign(manifest, str(where), key), signature_name(revision, key.public)
+        _again(lambda: target.put(f"{folder}{name}", signature, cache_control=IMMUTABLE))
+        if tree:
+            _again(lambda: target.put(f"{folder}{SIGNATURE}", signature, cache_control=MUTABLE))
     pointer = {"version": 1, "revision": revision, "manifest": f"manifests/{revision.hex}.json", "files": len(files)}
     _again(lambda: target.put(f"{folder}{POINTER}", json.dumps(pointer).encode(), cache_control=MUTABLE))
     policy = Policy()
@@ -99,7 +110,13 @@ def publish(
         uploaded_files=sum(size is not None for size in sent),
         uploaded_bytes=sum(size or 0 for size in sent),
         left_out=tuple(reasons),
+        signed_by=key.public.id if key is not None else None,
     )
+
+
+def signature_name(revision: Revision, key: PublicKey) -> str:
+    """Below a prefix. With the key in it, whoever trusts one key finds its signature whoever else has signed the same."""
+    return f"manifests/{revision.hex}.{key.id[:16]}.sig"
 
 
 class Stopped(Exception):
@@ -144,8 +161,8 @@ def _is_revision(document: bytes, built: Built) -> bool:
         return False  # whatever it is, it is not ours to replace
 
 
-def _walk(directory: str) -> list[_Local]:
-    """Every regular file below, links followed (a Hugging Face cache is made of them), hidden ones left out."""
+def _walk(directory: str, without: str | None) -> list[_Local]:
+    """Every regular file below, links followed (a Hugging Face cache is made of them), hidden ones and one path left out."""
     if not os.path.isdir(directory):
         raise NotFound(f"{directory} is no folder", hint="Give the folder that holds the model's files.")
     found = []
@@ -155,7 +172,7 @@ def _walk(directory: str) -> list[_Local]:
             real = os.path.join(at, name)
             path = os.path.relpath(real, directory)
             seen = os.stat(real)
-            if stat.S_ISREG(seen.st_mode) and not name.startswith("."):
+            if stat.S_ISREG(seen.st_mode) and not name.startswith(".") and path != without:
                 found.append(_Local(path, real, seen.st_size, seen.st_mtime_ns))
     if not found:
         raise NotFound(f"there are no files in {directory}")

@@ -35,6 +35,7 @@ SNAPSHOT = {
     "sources": ["s3://weights/sdxl"],
     "manifest": [{"path": "unet/config.json", "digest": REVISION, "size": 1680}],
     "skipped": [{"path": "evil.py", "reason": "python code"}],
+    "signed_by": ["ab" * 32],
 }
 
 
@@ -155,11 +156,12 @@ class TestTheShelf:
         assert result.stdout == ""
         assert "hotshelf acquire" in result.stderr
 
-    def test_show_lists_the_files_and_what_was_left_out(self, run: Run, daemon: FakeDaemon) -> None:
+    def test_show_lists_the_files_what_was_left_out_and_who_signed(self, run: Run, daemon: FakeDaemon) -> None:
         daemon.looks["GET", "/v1/snapshots/s3%3A%2F%2Fweights%2Fsdxl"] = lambda _: Reply(SNAPSHOT)
         shown = run("show", "s3://weights/sdxl").stdout
         assert "unet/config.json" in shown
         assert "evil.py: python code" in shown
+        assert f"signed    with the key {'ab' * 8}\n" in shown
 
     def test_a_pipeline_is_listed_by_the_start_of_its_key_and_shown_with_what_it_is_of(
         self, run: Run, daemon: FakeDaemon

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hotshelf_daemon.config import Loaded, load
+from hotshelf_daemon.config import Loaded, load, sign_password
 from hotshelf_shared.errors import BadConfiguration
 
 SECRET = "s3cr3t-value-that-nobody-may-see"
@@ -195,6 +195,34 @@ def test_credentials_in_an_endpoint_are_refused_without_being_repeated(file: pat
         assert "credentials" in refusal(config=written(file, {"origins": {"b2": origin}})).message
 
 
+# ---- signatures
+
+
+@pytest.mark.parametrize(("text", "meant"), [("off", "off"), ("'off'", "off"), ("required", "required")])
+def test_verify_is_off_or_required_also_where_yaml_reads_off_as_false(file: pathlib.Path, text: str, meant: str) -> None:
+    config = written(file, f"origins: {{b2: {{verify: {text}, keys: [/etc/keys/a.pub]}}}}")
+    assert of(config=config).settings.origins["b2"].verify == meant
+    assert of({"HOTSHELF_ORIGINS__B2__VERIFY": "off"}, config=config).settings.origins["b2"].verify == "off"
+
+
+def test_verify_is_off_unless_something_else_is_said(file: pathlib.Path) -> None:
+    assert of(config=written(file, {"origins": {"b2": {}}})).settings.origins["b2"].verify == "off"
+
+
+def test_signatures_cannot_be_required_without_a_key(file: pathlib.Path) -> None:
+    error = refusal(config=written(file, {"origins": {"b2": {"verify": "required"}}}))
+    assert "origins.b2.keys" in error.message
+    assert "verify" in error.message
+
+
+def test_the_password_of_a_key_is_no_setting_of_the_daemon(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "password").write_text(f"{SECRET}\n")
+    for env in ({"HOTSHELF_SIGN_PASSWORD": SECRET}, {"HOTSHELF_SIGN_PASSWORD_FILE": str(tmp_path / "password")}):
+        assert of(env).settings == of().settings
+        assert sign_password(env) == SECRET
+    assert sign_password({}) is None
+
+
 # ---- what is refused
 
 
@@ -254,6 +282,9 @@ def test_a_socket_path_of_108_bytes_is_refused_and_one_of_107_is_not() -> None:
         ("models", {"x": "s3://b/m"}),
         ("origins", {"x": {"endpoint_url": "ftp://x"}}),
         ("origins", {"x": {"addressing_style": "sideways"}}),
+        ("origins", {"x": {"verify": True, "keys": ["/a.pub"]}}),
+        ("origins", {"x": {"verify": "always", "keys": ["/a.pub"]}}),
+        ("origins", {"x": {"keys": "/a.pub"}}),
         ("origins", None),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 from hotshelf_daemon import doctor
 from hotshelf_daemon.config import Settings
 from hotshelf_daemon.doctor import Finding, examine
+from tests import signing
 from tests.daemon_process import Daemon
 from tests.servers.ports import free_ports
 
@@ -118,3 +119,25 @@ def test_a_date_that_cannot_be_read_is_no_skew(date: str | None) -> None:
 
 def test_a_clock_is_compared_with_the_origins() -> None:
     assert doctor._skew_s("Thu, 01 Jan 2015 00:00:00 GMT") > 3e8
+
+
+def test_keys_that_verify_nothing_are_findings_that_name_their_setting(
+    settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    good, absent = signing.pair(tmp_path, "good"), str(tmp_path / "none.pub")
+    origin = {"endpoint_url": "http://127.0.0.1:9", "keys": [str(good.public), absent, str(good.private)]}
+    findings = of("signatures weed", examine(settings(origins={"weed": {**origin, "verify": "required"}})))
+    assert [(finding.level, "origins.weed.keys" in finding.message) for finding in findings] == [("error", True)] * 2
+    assert [path in finding.message for path, finding in zip((absent, str(good.private)), findings, strict=True)] == [True] * 2
+    [idle] = of("signatures weed", examine(settings(origins={"weed": {**origin, "keys": [str(good.public)]}})))
+    assert (idle.level, "origins.weed.verify" in idle.fix) == ("warning", True)
+
+
+def test_pipelines_published_to_where_signatures_are_required_are_a_finding(
+    settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    keys = [str(signing.pair(tmp_path, "good").public)]
+    origins = {"weed": {"endpoint_url": "http://127.0.0.1:9", "verify": "required", "keys": keys}}
+    [finding] = of("signatures", examine(settings(origins=origins, publish={"pipelines": "s3://built/x"})))
+    assert "publish.pipelines" in finding.message
+    assert not of("signatures", examine(settings(origins=origins)))

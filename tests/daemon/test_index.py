@@ -339,6 +339,8 @@ def test_what_somebody_planted_in_the_store_is_never_served(mine: Daemon, put: P
     (mine.store / "snapshots" / ("0" * 64)).symlink_to("/etc")
     (mine.store / "manifests" / f"{'1' * 64}.json").write_text("{}")
     (mine.store / "refs" / f"{'2' * 64}.json").write_text('{"wish": "x"}')
+    for folder in ("refs", "pins", "manifests"):
+        (mine.store / folder / f"{'3' * 64}.json").mkdir()
     (mine.store / "pins" / "x.json").write_text("[1]")
     (mine.store / "ingest" / "stale").write_bytes(b"x" * 1_000)
     (mine.store / "trash" / "stale").mkdir()

@@ -18,6 +18,8 @@ import pytest
 from hotshelf import transport
 from hotshelf_daemon.config import load
 from hotshelf_daemon.policy import Policy, check, check_tensors
+from hotshelf_daemon.provenance import Statement
+from hotshelf_daemon.provenance.envelope import Envelope
 from hotshelf_shared.errors import HotshelfError
 from hotshelf_shared.manifest import Manifest
 from hotshelf_shared.source import Source
@@ -29,6 +31,7 @@ from tests.faults.soaking import SEED, in_rounds
 INPUTS, SOAK, ROUND = 20_000, 1_000_000, 100_000
 LONGEST_S = 1.0
 TREE = objects.model("fuzz", unet=200, text_encoder=200, vae=200)
+SIGNATURE = Envelope(Statement.of(objects.manifest_of(TREE)).payload("m"), b"signed").pack()
 LEASE = {
     "id": "a" * 32, "grant": 1, "source": "s3://b/m", "revision": str(objects.manifest_of(TREE).revision),
     "path": "snapshots/x", "kind": "tree", "skipped": [], "expires_s": 60.0,
@@ -82,6 +85,11 @@ def source(data: bytes) -> None:
     Source.parse(data.decode(errors="surrogateescape"))
 
 
+def signature(data: bytes) -> None:
+    """The statement is read only when the key vouches for it; so here it is read whatever was done to it."""
+    Statement.parse(Envelope.parse(data).payload).check_whole(TREE, "s3://b/m")
+
+
 READERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "acquire": (AcquireRequest.parse, json.dumps({"source": "s3://b/m", "timeout_s": 3, "allow_patterns": ["*"]}).encode()),
     "renew": (RenewRequest.parse, json.dumps({"client": "a" * 16, "ids": ["b" * 32], "seen": 3}).encode()),
@@ -90,6 +98,8 @@ READERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "ndjson": (events, b'{"event": "progress", "phase": "fetch"}\n' + json.dumps({"event": "ready", "lease": LEASE}).encode()),
     "safetensors": (tensors, objects.safetensors("x", 200)),
     "configuration": (configuration, b"budget=90%"),
+    "signature": (signature, SIGNATURE),
+    "statement": (Statement.parse, Envelope.parse(SIGNATURE).payload),
     "document": (lambda data: check("model_index.json", data, Policy()), TREE["model_index.json"]),
 }
 

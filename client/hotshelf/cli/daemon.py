@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hotshelf_daemon.config import Loaded
 
 EXIT_DEGRADED, EXIT_FOUND_SOMETHING = 1, 10
+_SIGN = "Sign it with this elliptic-curve key (PEM); if it is encrypted, HOTSHELF_SIGN_PASSWORD_FILE names its password's file."
 CONFIG = click.option("--config", "config_file", metavar="FILE", help="YAML configuration (HOTSHELF_CONFIG).")
 
 
@@ -64,18 +65,22 @@ def validate(out: Output, *, config_file: str | None) -> None:
     out.result({"valid": True}, human=["the configuration is valid"])
 
 
-@verb("push", example="hotshelf push ./sdxl s3://weights/sdxl")
+@verb("push", example="hotshelf push ./sdxl s3://weights/sdxl --sign key.pem")
 @click.argument("directory", metavar="DIR", type=click.Path(exists=True, file_okay=False))
 @click.argument("source", metavar="s3://BUCKET/PREFIX")
 @click.option("--tree", is_flag=True, help="Also write the files under their plain names, for other tools.")
+@click.option("--sign", "key_file", metavar="KEYFILE", type=click.Path(exists=True, dir_okay=False), help=_SIGN)
 @CONFIG
-def push(out: Output, *, directory: str, source: str, tree: bool, config_file: str | None) -> None:
+def push(out: Output, *, directory: str, source: str, tree: bool, key_file: str | None, config_file: str | None) -> None:
     """Publish DIR: its files named by content, then the manifest that makes them one revision."""
     settings = _load(config_file).settings
+    from hotshelf_daemon.config import sign_password
+    from hotshelf_daemon.provenance import SigningKey
     from hotshelf_daemon.publish import publish
 
+    key = SigningKey.load(key_file, sign_password(os.environ)) if key_file is not None else None
     with progress.shown(out) as show_progress:
-        report = publish(directory, source, settings, tree=tree, on_progress=show_progress)
+        report = publish(directory, source, settings, tree=tree, key=key, on_progress=show_progress)
     body = {
         "source": report.source,
         "revision": report.revision,
@@ -83,10 +88,13 @@ def push(out: Output, *, directory: str, source: str, tree: bool, config_file: s
         "size": report.size,
         "uploaded_files": report.uploaded_files,
         "uploaded_bytes": report.uploaded_bytes,
+        "signed_by": report.signed_by,
         "left_out": [{"path": one.path, "reason": one.reason} for one in report.left_out],
     }
     sent = f"{report.uploaded_files} uploads, {size(report.uploaded_bytes)}"
     human = [f"{report.source}@{report.revision}", f"{report.files} files, {size(report.size)}; {sent}"]
+    if report.signed_by is not None:
+        human.append(f"signed with the key {report.signed_by[:16]}")
     out.result(body, human=human, quiet=[f"{report.source}@{report.revision}"])
     for one in report.left_out:
         out.note(f"{one.path} will be left out of every pull: {one.reason}")

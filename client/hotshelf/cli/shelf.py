@@ -46,6 +46,7 @@ def show(out: Output, *, name: str) -> None:
     human = [
         f"revision  {found['revision']}",
         f"sources   {', '.join(found.get('sources', ())) or '-'}",
+        *(f"signed    with the key {key[:16]}" for key in found.get("signed_by", ())),
         *(f"pipeline  {line}" for one in found.get("pipelines", ()) for line in _of_pipeline(one)),
         f"path      {found['path']}",
         f"state     {found['state']}, {held}",

@@ -23,6 +23,7 @@ from hotshelf_daemon.index import journal, snapshots
 from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.origin import Changed
 from hotshelf_daemon.plan import Resolution
+from hotshelf_daemon.provenance import Unvouched
 from hotshelf_daemon.recover import Adoption
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import trees
@@ -78,7 +79,7 @@ class Desk:
         except HotshelfError as failure:
             outcome, error = "error", failure.code
             if isinstance(failure, IntegrityError):
-                self._shelf.metrics.verify_failures.labels("changed" if isinstance(failure, Changed) else "content").inc()
+                self._shelf.metrics.verify_failures.labels(_reason(failure)).inc()
             raise
         except asyncio.CancelledError:
             outcome, error = "error", "client_gone"
@@ -166,6 +167,8 @@ class Desk:
             ref = ref if ref is not None and ref.revision == want.source.pinned else None
         if ref is not None and is_pipeline(want) and not self._pipelines.answers(db, want, ref, uid=uid):
             return None
+        if ref is not None and not self._preparer.accepts(want, ref):
+            return None
         return ref
 
     async def _fetch(
@@ -222,3 +225,7 @@ class Desk:
         except BaseExceptionGroup as failures:
             raise first_failure(failures) from failures
         return {key: task.result() for key, task in tasks.items()}
+
+
+def _reason(failure: IntegrityError) -> str:
+    return "changed" if isinstance(failure, Changed) else "signature" if isinstance(failure, Unvouched) else "content"

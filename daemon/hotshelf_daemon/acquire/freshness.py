@@ -66,7 +66,8 @@ class Freshness:
     async def fetch(self, want: Want) -> bool:
         """Brings a want onto the shelf unless it is there; whether anything changed."""
         ref = self._shelf.index.read(lambda db: snapshots.ref(db, want.key))
-        if ref is not None and self._shelf.index.read(lambda db: snapshots.is_ready(db, ref.revision)):
+        ready = ref is not None and self._shelf.index.read(lambda db: snapshots.is_ready(db, ref.revision))
+        if ref is not None and ready and self._preparer.accepts(want, ref):
             return False
         return await self._bring(want, await self._preparer.resolve(want))
 

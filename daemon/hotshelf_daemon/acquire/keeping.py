@@ -74,6 +74,7 @@ class Keeping:
                 **dict(row),
                 "pinned": bool(row["pinned"]),
                 "sources": sorted({ref.source for ref in refs}),
+                "signed_by": sorted({ref.signed_by for ref in refs if ref.signed_by is not None}),
                 "pipelines": [pipelines.shown(db, key) for key in pipelines.of_revision(db, revision)],
                 "skipped": [{"path": s.path, "reason": s.reason} for s in (refs[0].skipped if refs else ())],
                 "manifest": [{"path": path, "digest": e.digest, "size": e.size} for path, e in tree.items()],

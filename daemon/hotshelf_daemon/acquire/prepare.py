@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 
 from hotshelf_daemon import collect, plan, policy
 from hotshelf_daemon.acquire import resolve
@@ -20,6 +21,7 @@ from hotshelf_daemon.acquire.contents import check_contents
 from hotshelf_daemon.acquire.gauge import Gauge
 from hotshelf_daemon.acquire.names import Want
 from hotshelf_daemon.acquire.pipelines import Pipelines, is_pipeline
+from hotshelf_daemon.acquire.vouching import vouch
 from hotshelf_daemon.flights import Flights, first_failure
 from hotshelf_daemon.index import blobs, ingests, snapshots
 from hotshelf_daemon.index.snapshots import RefRow
@@ -27,6 +29,7 @@ from hotshelf_daemon.ingest import Brought, Ingests, Order
 from hotshelf_daemon.materialize import BlobsGone, materialize
 from hotshelf_daemon.origin import Changed, Directory
 from hotshelf_daemon.plan import Missing, Resolution
+from hotshelf_daemon.provenance import Keyring
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import blobs as files
 from hotshelf_daemon.store import durable
@@ -42,9 +45,11 @@ ROUNDS = 3
 
 class Preparer:
     def __init__(self, shelf: Shelf, directory: Directory, ingests_: Ingests, pipelines: Pipelines) -> None:
+        """Raises BadConfiguration when the keys that origins require cannot be read."""
         self._shelf = shelf
         self._directory = directory
         self._pipelines = pipelines
+        self._keyring = Keyring.of(shelf.settings)
         self._ingests = ingests_
         self._resolving: Flights[Resolution] = Flights()
         self._preparing: Flights[RefRow] = Flights()
@@ -64,10 +69,19 @@ class Preparer:
         if is_pipeline(want):
             return await self._pipelines.resolve(want)
         origin = self._directory.origin_of(want.source)
-        found = await asyncio.get_running_loop().run_in_executor(self._threads, resolve.find, origin, want)
+        in_thread, trusted = asyncio.get_running_loop().run_in_executor, self._keyring.required(want.source)
+        found = await in_thread(self._threads, resolve.find, origin, want)
         keys = [] if found.published else [file.object.key for file in found.files]
         learnt = self._shelf.index.read(lambda db: blobs.learnt(db, origin.name, keys))
-        return resolve.narrow(want, origin, found, learnt)
+        resolution = resolve.narrow(want, origin, found, learnt, signed=bool(trusted))
+        if not trusted:
+            return resolution
+        vouched = await in_thread(self._threads, vouch, origin, want, found, resolution, trusted)
+        return replace(resolution, vouched=vouched)
+
+    def accepts(self, want: Want, ref: RefRow) -> bool:
+        """Whether what is held may be served: verified by a key that is trusted now, where its origin needs that."""
+        return self._keyring.accepts(want.source, ref.signed_by)
 
     @contextmanager
     def at_work(self, wants: Iterable[Want]) -> Iterator[bool]:
@@ -218,6 +232,8 @@ class Preparer:
                 raise IntegrityError(f"{file.object.key} is {fact.size:,} bytes, its manifest says {file.object.size:,}")
             entries[file.path] = FileEntry(fact.digest, fact.size)
         policy.check_weights_left(want.source, entries, skipped)
+        if resolution.vouched is not None:
+            resolution.vouched.statement.check({path: entry.digest for path, entry in entries.items()}, want.source)
         tree = Manifest.of(entries)
         if resolution.built is not None and tree.revision != resolution.built.revision:
             raise UnsafeContent(f"{want.source} holds files that execute: {', '.join(skip.path for skip in skipped)[:200]}")
@@ -242,6 +258,7 @@ class Preparer:
             kind=resolution.kind,
             previous=previous,
             flipped_at=time.time(),
+            signed_by=resolution.vouched.by if resolution.vouched is not None else None,
         )
         return tree, ref
 

@@ -1,7 +1,8 @@
 """What a wish stands for at its origin right now: one object, a published manifest, or a listing. Blocks.
 
 A key that is an object wins over a folder. A folder with `hotshelf.json` is taken at its manifest's word (and held to
-it); any other is listed, and every object pinned to the version that was listed.
+it); any other is listed, and every object pinned to the version that was listed. Whether anybody vouches for it is
+`vouching`'s question.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from hotshelf_daemon.objects import OriginObject
 from hotshelf_daemon.origin import Origin
 from hotshelf_daemon.plan import Resolution, WantedFile
 from hotshelf_daemon.policy import check_weights_left
+from hotshelf_daemon.provenance import SIGNATURE
 from hotshelf_shared.digest import Digest, Revision
 from hotshelf_shared.errors import AccessDenied, IntegrityError, InvalidRequest, NotFound, UnsafeContent
 from hotshelf_shared.manifest import MAX_MANIFEST_BYTES, Manifest, check_paths, parse_json
 from hotshelf_shared.wire import Skipped
 
 POINTER = "hotshelf.json"
-_PUSHED = re.compile(r"(blobs/sha256/[0-9a-f]{64}|manifests/[0-9a-f]{64}\.json)\Z")
+_PUSHED = re.compile(r"(blobs/sha256/[0-9a-f]{64}|manifests/[0-9a-f]{64}(\.json|\.[0-9a-f]{16}\.sig))\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,12 @@ class Found:
 
     files: tuple[WantedFile, ...]
     kind: str
-    published: bool
+    #: The revision of the published manifest that it comes from.
+    revision: Revision | None = None
+
+    @property
+    def published(self) -> bool:
+        return self.revision is not None
 
 
 def find(origin: Origin, want: Want) -> Found:
@@ -41,21 +48,25 @@ def find(origin: Origin, want: Want) -> Found:
     if path:
         try:
             if (single := origin.head(path)) is not None:
-                return Found((WantedFile(path.rpartition("/")[2], single),), "file", published=False)
+                return Found((WantedFile(path.rpartition("/")[2], single),), "file")
         except AccessDenied as error:
             denied = error  # without leave to list, S3 answers 403 for a key that is not there: the folder may still do
     try:
         if (tree := _published(origin, path, want.source.pinned)) is not None:
-            return Found(tuple(_blob(path, name, entry.digest, entry.size) for name, entry in tree.items()), "tree", True)
+            blobs = tuple(_blob(path, name, entry.digest, entry.size) for name, entry in tree.items())
+            return Found(blobs, "tree", tree.revision)
     except AccessDenied as error:
         denied = error
     if denied is not None:
         raise denied
-    return Found(_listed(origin, path, str(want.source)), "tree", published=False)
+    return Found(_listed(origin, path, str(want.source)), "tree")
 
 
-def narrow(want: Want, origin: Origin, found: Found, learnt: Mapping[str, Learnt]) -> Resolution:
-    """Patterns, then policy by name, then what was learnt before. Raises NotFound or UnsafeContent when nothing is left."""
+def narrow(want: Want, origin: Origin, found: Found, learnt: Mapping[str, Learnt], *, signed: bool = False) -> Resolution:
+    """Patterns, then policy by name, then what was learnt before. Raises NotFound or UnsafeContent when nothing is left.
+
+    `signed` says that every file must be: the signature is not, and stays behind.
+    """
     selected = [file for file in found.files if want.patterns.selects(file.path)]
     if not selected:
         raise NotFound(
@@ -63,6 +74,8 @@ def narrow(want: Want, origin: Origin, found: Found, learnt: Mapping[str, Learnt
             hint="Widen allow_patterns or ignore_patterns; they match the whole relative path.",
         )
     skipped = [Skipped(file.path, why) for file in selected if (why := want.policy.reason_by_name(file.path))]
+    if signed:
+        skipped += [Skipped(file.path, "the signature itself") for file in selected if file.path == SIGNATURE]
     left_out = {skip.path for skip in skipped}
     kept = [file for file in selected if file.path not in left_out]
     check_weights_left(want.source, (file.path for file in kept), skipped)

@@ -24,8 +24,11 @@ PREFIX = "HOTSHELF_"
 DEFAULT_CONFIG = "/etc/hotshelf/config.yaml"
 #: Ours, but the client's or the launcher's: not settings of the daemon.
 CLIENT_VARIABLES = frozenset(
-    f"HOTSHELF_{name}" for name in ("CONFIG", "AUTOSTART", "BUNDLE_NAMESPACE", "LAUNCH_LOG", "OUTPUT_DIR")
-)
+    f"HOTSHELF_{name}"
+    for name in (
+        "CONFIG", "AUTOSTART", "BUNDLE_NAMESPACE", "LAUNCH_LOG", "OUTPUT_DIR", "SIGN_PASSWORD", "SIGN_PASSWORD_FILE",
+    )
+)  # fmt: skip
 #: What Kubernetes injects for a Service that happens to be called hotshelf.
 _SERVICE_LINK = re.compile(r"HOTSHELF_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP)\w*)?)\Z")
 #: Settings of ours that are secret; each may be given as …_FILE too.
@@ -198,6 +201,11 @@ def reread(origin: OriginSettings) -> OriginSettings:
             text = _read_secret(file, f"{field}_file")
             fresh[field] = text if field == "access_key_id" else SecretStr(text)
     return origin.model_copy(update=fresh)
+
+
+def sign_password(environ: Mapping[str, str]) -> str | None:
+    """What decrypts the key of `hotshelf push --sign`: HOTSHELF_SIGN_PASSWORD, or in the file ``…_FILE`` names."""
+    return _value_or_file(environ, f"{PREFIX}SIGN_PASSWORD")
 
 
 def _value_or_file(env: Mapping[str, str], variable: str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
 from hotshelf_shared.errors import HotshelfError
 from hotshelf_shared.patterns import Patterns
@@ -28,6 +28,8 @@ Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0)]
 Percent = Annotated[str, Field(pattern=r"^(100|[1-9]?\d)(\.\d+)?%$")]
 Seconds = Annotated[float, Field(gt=0, le=7 * 86_400)]
 Globs = list[str] | str | None
+#: YAML reads an unquoted `off` as false.
+Verify = Annotated[Literal["off", "required"], BeforeValidator(lambda value: "off" if value is False else value)]
 
 
 def share_of(value: int | str, whole: int) -> int:
@@ -63,6 +65,10 @@ class OriginSettings(Frozen):
     max_connections: int = Field(default=16, ge=1, le=256)
     #: A path to a CA bundle, when the endpoint's certificate is your own.
     ca_bundle: str | None = None
+    #: `required`: nothing from here is served that no key of `keys` has signed (`hotshelf push --sign`).
+    verify: Verify = "off"
+    #: Paths of public keys in PEM; each may vouch for everything from here. Two while one takes the other's place.
+    keys: list[str] = Field(default=[], max_length=16, validate_default=True)
 
     @field_validator("endpoint_url", "mirrors")
     @classmethod
@@ -70,6 +76,13 @@ class OriginSettings(Frozen):
         for url in value if isinstance(value, list) else (value or "",):
             if "@" in url.partition("://")[2].partition("/")[0]:
                 raise ValueError("holds credentials: put them into access_key_id and secret_access_key")
+        return value
+
+    @field_validator("keys")
+    @classmethod
+    def _are_there_to_verify_with(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        if info.data.get("verify") == "required" and not value:
+            raise ValueError("must name a public key: `verify` is required")
         return value
 
     def secrets(self) -> frozenset[str]:

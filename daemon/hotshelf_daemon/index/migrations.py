@@ -35,6 +35,13 @@ def m003_add_pipelines_and_hand_ins(db: Database) -> None:
         db.execute(statement)
 
 
+@migrations()
+def m005_add_who_signed(db: Database) -> None:
+    """The key that vouched for what a ref names. Nobody vouched for what is there already."""
+    for statement in _M005.split(";\n\n"):
+        db.execute(statement)
+
+
 _TABLES = """
 CREATE TABLE blobs (
     digest TEXT PRIMARY KEY, size INTEGER NOT NULL, committed_at REAL NOT NULL, verified_at REAL NOT NULL,
@@ -205,6 +212,17 @@ CREATE VIEW v_waste AS
     SELECT 'interrupted ingest', i.id, i.size FROM ingests i WHERE i.state = 'reserved'
     UNION ALL
     SELECT 'never used again', s.revision, s.bytes FROM snapshots s WHERE s.uses <= 1
+"""
+
+_M005 = """
+ALTER TABLE refs ADD COLUMN signed_by TEXT;
+
+DROP VIEW v_refs;
+
+CREATE VIEW v_refs AS
+    SELECT wish, source, allow_patterns, ignore_patterns, revision, previous, kind,
+           datetime(flipped_at, 'unixepoch') AS flipped_at, datetime(checked_at, 'unixepoch') AS checked_at, signed_by
+    FROM refs
 """
 
 

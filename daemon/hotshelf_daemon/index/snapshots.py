@@ -20,6 +20,8 @@ class RefRow:
     """A mutable name: what the wish `wish` (a digest of source, patterns and policy) stands for now.
 
     `listing` is the fingerprint of the origin's listing it was made from: equal again means nothing changed.
+    `signed_by` is the id of the key that vouched for it; None when nobody was asked to. It stands in the index only: a record
+    on the volume may be somebody else's writing, and vouches for nothing.
     """
 
     wish: str
@@ -32,6 +34,7 @@ class RefRow:
     kind: str
     previous: Revision | None = None
     flipped_at: float = 0.0
+    signed_by: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -65,11 +68,11 @@ class RefRow:
         )
 
 
-_REF = "wish, source, allow_patterns, ignore_patterns, revision, listing, skipped, kind, previous, flipped_at"
+_REF = "wish, source, allow_patterns, ignore_patterns, revision, listing, skipped, kind, previous, flipped_at, signed_by"
 
 
 def _ref(row: Any) -> RefRow:
-    wish, source, allow, ignore, revision, listing, skipped, kind, previous, flipped_at = row
+    wish, source, allow, ignore, revision, listing, skipped, kind, previous, flipped_at, signed_by = row
     return RefRow(
         wish=wish,
         source=source,
@@ -81,6 +84,7 @@ def _ref(row: Any) -> RefRow:
         kind=kind,
         previous=Revision(previous) if previous else None,
         flipped_at=flipped_at,
+        signed_by=signed_by,
     )
 
 
@@ -104,7 +108,7 @@ def refs(db: sqlite3.Connection, source: str | None = None) -> list[RefRow]:
 def flip(db: sqlite3.Connection, row: RefRow) -> None:
     body = row.to_json()
     db.execute(
-        f"INSERT OR REPLACE INTO refs ({_REF}, checked_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT OR REPLACE INTO refs ({_REF}, checked_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             row.wish,
             row.source,
@@ -116,6 +120,7 @@ def flip(db: sqlite3.Connection, row: RefRow) -> None:
             row.kind,
             row.previous,
             row.flipped_at,
+            row.signed_by,
             time.time(),
         ),
     )

@@ -166,5 +166,7 @@ def _read(layout: Layout, folder: str, name: str, limit: int) -> bytes:
         return b""
     try:
         return os.pread(fd, limit, 0)
+    except OSError:  # a folder under a record's name, or a page that the disk lost
+        return b""
     finally:
         os.close(fd)
