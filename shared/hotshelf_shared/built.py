@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from hotshelf_shared.digest import Revision
 from hotshelf_shared.errors import HotshelfError, IntegrityError, InvalidRequest
-from hotshelf_shared.manifest import MAX_MANIFEST_BYTES, Manifest, parse_json
+from hotshelf_shared.manifest import MAX_MANIFEST_BYTES, Manifest, parse_json, refuse_millions
 from hotshelf_shared.recipe import MAX_RECIPE_BYTES, Recipe, check_plain
 
 MAX_BIND_BODY_BYTES = MAX_MANIFEST_BYTES
@@ -36,6 +36,7 @@ class BindRequest:
     @classmethod
     def parse(cls, data: bytes) -> Self:
         """Raises InvalidRequest, or TooLarge for too many files."""
+        refuse_millions(data, "the body", InvalidRequest)
         body = parse_json(data, "the body", InvalidRequest)
         if not isinstance(body, dict) or not body.keys() <= _BIND:
             raise InvalidRequest(f"the body is a JSON object with no other field than {', '.join(sorted(_BIND))}")
@@ -89,6 +90,7 @@ class Built:
         """The document that is kept under `key`. Raises IntegrityError when it is another's, or does not agree with itself."""
         if len(data) > MAX_BUILT_BYTES:
             raise IntegrityError(f"the document of the pipeline {key} is over {MAX_BUILT_BYTES:,} bytes")
+        refuse_millions(data, f"the document of the pipeline {key}", IntegrityError)
         body = parse_json(data, f"the document of the pipeline {key}", IntegrityError)
         try:
             built = cls._of(body)

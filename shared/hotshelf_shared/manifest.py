@@ -22,6 +22,9 @@ MAX_PATH_BYTES = 1_024
 MAX_NAME_BYTES = 255
 MAX_MANIFEST_BYTES = 8 << 20
 MAX_FILE_BYTES = 1 << 50
+#: As many of JSON's marks as no manifest of MAX_FILES has: one brace and two commas a file, and names may hold some too.
+#: Anybody may have written it, and a parser that is fed millions of lists keeps everything else from running for seconds.
+MAX_MARKS = {b"{": 4 * MAX_FILES, b"[": 4 * MAX_FILES, b",": 8 * MAX_FILES}
 FORMAT_VERSION = 1
 
 
@@ -104,6 +107,7 @@ class Manifest(Mapping[str, FileEntry]):
         """From canonical JSON. Raises IntegrityError (or TooLarge): a manifest is content, and this one is broken."""
         if len(data) > MAX_MANIFEST_BYTES:
             raise TooLarge(f"a manifest of {len(data):,} bytes; {MAX_MANIFEST_BYTES:,} is the most")
+        refuse_millions(data, "the manifest", IntegrityError)
         return cls.of_json(parse_json(data, "the manifest", IntegrityError))
 
     @classmethod
@@ -153,6 +157,12 @@ class Manifest(Mapping[str, FileEntry]):
 
     def __len__(self) -> int:
         return len(self.files)
+
+
+def refuse_millions(data: bytes, what: str, error: type[HotshelfError]) -> None:
+    """Raises `error` for JSON with far more values than a manifest, or what is sent around one, can have."""
+    if any(data.count(mark) > most for mark, most in MAX_MARKS.items()):
+        raise error(f"{what} holds far more values than {MAX_FILES:,} files need")
 
 
 def parse_json(data: bytes | str, what: str, error: type[HotshelfError]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import unicodedata
 from typing import Any
 
@@ -175,6 +176,19 @@ def test_fifty_thousand_files_is_the_cap() -> None:
 def test_a_manifest_over_eight_mebibytes_is_refused_unread() -> None:
     with pytest.raises(TooLarge):
         Manifest.parse(b" " * ((8 << 20) + 1))
+
+
+@pytest.mark.parametrize("piece", [b"[],", b"{},", b"1,", b'"",'])
+def test_millions_of_values_are_refused_at_once(piece: bytes) -> None:
+    began = time.process_time()
+    with pytest.raises(IntegrityError):
+        Manifest.parse(b"[" + piece * ((8 << 20) // len(piece) - 2) + b"1]")
+    assert time.process_time() - began < 0.2
+
+
+def test_a_manifest_of_the_most_files_there_may_be_is_read() -> None:
+    tree = Manifest.of({f"a,{{[{number}": FileEntry(Digest.of(b""), number) for number in range(50_000)})
+    assert Manifest.parse(tree.canonical()) == tree
 
 
 @pytest.mark.parametrize("size", [-1, (1 << 50) + 1, 1 << 63, 1.0, "1", None, True, [1]])
