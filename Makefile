@@ -26,7 +26,7 @@ BENCH_READY := $(VENV)/.ready-bench
 COVERED := */hotshelf_daemon/store/*,*/hotshelf_daemon/index/*,*/hotshelf_daemon/ingest/*,*/hotshelf_shared/wire.py,*/hotshelf_shared/manifest.py
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo test lint check format bench coverage soak pod clean
+.PHONY: help setup demo test lint check format bench coverage mutate audit soak pod clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -75,6 +75,14 @@ coverage: $(READY) ## branch coverage of the rooms that hold bytes; fails below 
 	@$(BIN)/python -m coverage run -m pytest tests/shared tests/daemon tests/upgrades tests/faults $(ARGS)
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report --fail-under 95 --show-missing --include '$(COVERED)'
+
+mutate: $(READY) ## change the decisions everything rests on, one place at a time, and see whether tests notice
+	@$(PIP) 'cosmic-ray==8.7.0'
+	@$(BIN)/python -m tests.mutation
+
+audit: $(READY) ## look the pinned versions up among known weaknesses (needs the network)
+	@$(PIP) 'pip-audit==2.10.1'
+	@$(BIN)/python -m pip_audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 soak: $(READY) ## the long tests; SEED=NAME resumes a run after its last good round
 	@echo "this run is called $(SEED): make soak SEED=$(SEED) resumes it"

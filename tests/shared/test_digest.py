@@ -52,6 +52,12 @@ def test_random_text_is_no_digest(text: str) -> None:
         Digest.parse(text)
 
 
+def test_a_refusal_repeats_no_more_than_eighty_characters() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        Digest.parse("x" * 200)
+    assert caught.value.message == f"not a digest: {'x' * 80!r}"
+
+
 @pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 3_000_000])
 def test_a_files_digest_is_of_all_of_it_wherever_its_position_is(tmp_path: pathlib.Path, size: int) -> None:
     data = os.urandom(size)
