@@ -74,7 +74,7 @@ def wrongs_after_restart(store: pathlib.Path, promises: Iterable[Promise]) -> It
         yield f"the store does not open: {error}"
         return
     try:
-        again = recover(shelf.layout, shelf.index)
+        again = recover(shelf.layout, shelf.index, shelf.bundle_key)
         for field in fields(again):
             if count := getattr(again, field.name):
                 yield f"a second start still found {count} {field.name}"

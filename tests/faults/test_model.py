@@ -15,7 +15,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from hotshelf_daemon import app
-from hotshelf_daemon.acquire import Desk, Freshness, Gauge, Keeping, Leasing, Names, Peer, Pipelines, Preparer, Published
+from hotshelf_daemon.acquire import (
+    Bundles,
+    Desk,
+    Freshness,
+    Gauge,
+    Keeping,
+    Leasing,
+    Names,
+    Peer,
+    Pipelines,
+    Preparer,
+    Published,
+)
 from hotshelf_daemon.config import Settings
 from hotshelf_daemon.ingest import Ingests
 from hotshelf_daemon.metrics import Metrics
@@ -61,7 +73,8 @@ class Shelf(RuleBasedStateMachine):
         # A clock that stands still long ago: sources are looked at again when the model says so, and never by themselves.
         self.freshness = Freshness(self.shelf, preparer, clock=lambda: -1e12)
         self.names = names
-        self.desk = Desk(self.shelf, names, preparer, self.freshness, self.leasing, pipelines=pipelines)
+        bundles = Bundles(self.shelf, self.keeping.condemn)
+        self.desk = Desk(self.shelf, names, preparer, self.freshness, self.leasing, pipelines=pipelines, bundles=bundles)
         self.run(self.leasing.resume())
 
     def run(self, work: Any) -> Any:

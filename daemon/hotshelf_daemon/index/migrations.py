@@ -35,6 +35,13 @@ def m003_add_pipelines_and_hand_ins(db: Database) -> None:
         db.execute(statement)
 
 
+@migrations()
+def m004_sign_bundles(db: Database) -> None:
+    """The tree and the signature of a bundle; who else built the same; those whose place another has taken."""
+    for statement in _M004.split(";\n\n"):
+        db.execute(statement)
+
+
 _TABLES = """
 CREATE TABLE blobs (
     digest TEXT PRIMARY KEY, size INTEGER NOT NULL, committed_at REAL NOT NULL, verified_at REAL NOT NULL,
@@ -205,6 +212,24 @@ CREATE VIEW v_waste AS
     SELECT 'interrupted ingest', i.id, i.size FROM ingests i WHERE i.state = 'reserved'
     UNION ALL
     SELECT 'never used again', s.revision, s.bytes FROM snapshots s WHERE s.uses <= 1
+"""
+
+_M004 = """
+ALTER TABLE bundles ADD COLUMN revision TEXT NOT NULL DEFAULT '';
+
+ALTER TABLE bundles ADD COLUMN hmac TEXT NOT NULL DEFAULT '';
+
+CREATE INDEX bundles_by_revision ON bundles (revision);
+
+CREATE TABLE bundle_builders (
+    environment_key TEXT NOT NULL, graph_key TEXT NOT NULL, uid INTEGER NOT NULL,
+    PRIMARY KEY (environment_key, graph_key, uid)
+) WITHOUT ROWID;
+
+CREATE TABLE replaced_bundles (
+    revision TEXT NOT NULL, environment_key TEXT NOT NULL, graph_key TEXT NOT NULL,
+    PRIMARY KEY (revision, environment_key, graph_key)
+) WITHOUT ROWID
 """
 
 

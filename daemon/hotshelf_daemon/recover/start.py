@@ -21,7 +21,7 @@ from hotshelf_daemon.index import Index, blobs, ingests, journal, leases, snapsh
 from hotshelf_daemon.index.leases import PinRow
 from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.policy import reason_by_bytes
-from hotshelf_daemon.recover import pipelines
+from hotshelf_daemon.recover import bundles, pipelines
 from hotshelf_daemon.store import Layout, trees
 from hotshelf_daemon.store import blobs as files
 from hotshelf_shared.digest import Digest, Revision
@@ -42,8 +42,11 @@ class Recovered:
     rebuilt: int
 
 
-def recover(layout: Layout, index: Index) -> Recovered:
-    """Runs before anything is served. Safe to be killed at any point and run again."""
+def recover(layout: Layout, index: Index, bundle_key: bytes) -> Recovered:
+    """Runs before anything is served. Safe to be killed at any point and run again.
+
+    Of bundles only those are believed that are signed with `bundle_key`.
+    """
     index.write_now(_forget_what_was_under_way)
     _empty_trash(layout)
     _finish_deletions(layout, index)
@@ -56,6 +59,7 @@ def recover(layout: Layout, index: Index) -> Recovered:
     _adopt_refs(layout, index)
     _adopt_pins(layout, index)
     rebuilt += pipelines.reconcile(layout, index)
+    rebuilt += bundles.reconcile(layout, index, bundle_key)
     found = Recovered(len(lost), adopted, quarantined, len(damaged), rebuilt)
     if found != Recovered(0, 0, 0, 0, 0):
         log.warning("the store was put right", extra={name: getattr(found, name) for name in Recovered.__slots__})
