@@ -24,6 +24,7 @@ from hotshelf_shared.source import Source
 from hotshelf_shared.wire import AcquireRequest, LeaseAnswer, RenewRequest
 from tests import objects
 from tests.daemon_process import Daemon
+from tests.faults import bundled
 
 INPUTS, SOAK = 20_000, 1_000_000
 LONGEST_S = 1.0
@@ -90,6 +91,8 @@ READERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "ndjson": (events, b'{"event": "progress", "phase": "fetch"}\n' + json.dumps({"event": "ready", "lease": LEASE}).encode()),
     "safetensors": (tensors, objects.safetensors("x", 200)),
     "configuration": (configuration, b"budget=90%"),
+    "bundle archive": (bundled.archive, bundled.ARCHIVE),
+    "bundle document": (bundled.document, bundled.DOCUMENT),
     "document": (lambda data: check("model_index.json", data, Policy()), TREE["model_index.json"]),
 }
 

@@ -104,18 +104,23 @@ def quarantine(layout: Layout, name: BundleName, revision: str) -> str:
 
 
 def _remove_empty(layout: Layout, name: BundleName) -> None:
-    """An empty folder means nothing: that one stays is harmless."""
-    with contextlib.suppress(OSError):
-        above = durable.open_folder(name.environment_key, layout["bundles"])
+    above = _open(layout["bundles"], name.environment_key)
+    if above is not None:
         try:
-            os.rmdir(name.graph_key, dir_fd=above)
+            _remove_if_empty(above, name.graph_key)
         finally:
             os.close(above)
-        os.rmdir(name.environment_key, dir_fd=layout["bundles"])
+        _remove_if_empty(layout["bundles"], name.environment_key)
+
+
+def _remove_if_empty(parent: int, name: str) -> None:
+    """One that stays means nothing, and the next start removes it."""
+    with contextlib.suppress(OSError):
+        os.rmdir(name, dir_fd=parent)
 
 
 def names(layout: Layout) -> list[tuple[BundleName, str]]:
-    """Every folder that lies where a bundle's does. What lies anywhere else in here is put into quarantine."""
+    """Every folder that lies where a bundle's does. What lies anywhere else goes to quarantine, and empty folders go."""
     found = []
     for environment_key in sorted(os.listdir(layout["bundles"])):
         above = _open(layout["bundles"], environment_key)
@@ -127,6 +132,7 @@ def names(layout: Layout) -> list[tuple[BundleName, str]]:
                 found += _below(layout, above, environment_key, graph_key)
         finally:
             os.close(above)
+        _remove_if_empty(layout["bundles"], environment_key)
     return found
 
 
@@ -138,9 +144,11 @@ def _below(layout: Layout, above: int, environment_key: str, graph_key: str) -> 
         layout.quarantine(above, graph_key)
         return []
     try:
-        return [(name, revision) for revision in sorted(os.listdir(folder))]
+        found = [(name, revision) for revision in sorted(os.listdir(folder))]
     finally:
         os.close(folder)
+    _remove_if_empty(above, graph_key)
+    return found
 
 
 @contextmanager
