@@ -237,6 +237,19 @@ def test_a_trusted_uid_takes_an_untrusted_one_s_place_and_what_was_leased_stays(
 
 
 @pytest.mark.root
+def test_of_two_that_a_lost_index_leaves_the_later_one_counts(team: Daemon) -> None:
+    share(Worker(team, WORKER), DATA)
+    granted(Worker(team, WORKER).lease(BUNDLE))
+    share(Worker(team), OTHER_DATA)
+    assert len(names_in(team, f"bundles/{NAME}")) == 2
+    team.terminate()
+    shutil.rmtree(team.store / "index")
+    team.start()
+    assert granted(Worker(team, WORKER).lease(BUNDLE))["files"][0]["digest"] == Digest.of(OTHER_DATA)
+    assert len(names_in(team, f"bundles/{NAME}")) == 1
+
+
+@pytest.mark.root
 def test_a_trusted_uid_that_compiled_the_same_makes_it_everybody_s(team: Daemon) -> None:
     share(Worker(team, WORKER), DATA)
     share(Worker(team), DATA)
@@ -358,6 +371,18 @@ def test_what_another_key_signed_is_not_served_and_makes_way(bound: Daemon, lost
     assert set(events(bound)) == {"bundle_refused"}
     share(Worker(bound), OTHER_DATA)
     assert lease_of(bound)["files"][0]["digest"] == Digest.of(OTHER_DATA)
+
+
+def test_a_path_that_is_leased_stays_when_the_key_is_another(bound: Daemon) -> None:
+    lease = lease_of(bound)
+    bound.terminate()
+    (bound.store / KEY).unlink()
+    bound.start()
+    assert_not_served(bound)
+    assert (bound.store / lease["path"] / ARCHIVE).read_bytes() == DATA
+    assert bound.call("DELETE", f"/v1/leases/{lease['id']}").status == 204
+    bound.restart()
+    assert names_in(bound, "bundles") == []
 
 
 def test_a_key_that_others_could_read_is_no_key_any_more(bound: Daemon) -> None:

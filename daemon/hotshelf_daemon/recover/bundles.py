@@ -8,8 +8,10 @@ folder; it becomes an event.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable
+from functools import partial
 
-from hotshelf_daemon.index import Index, bundles, journal, snapshots
+from hotshelf_daemon.index import Index, bundles, journal, leases, snapshots
 from hotshelf_daemon.store import Layout
 from hotshelf_daemon.store import bundles as folders
 from hotshelf_shared.bundle import Bundle, BundleName
@@ -20,38 +22,47 @@ def reconcile(layout: Layout, index: Index, key: bytes) -> int:
     """Runs when snapshots have been put right. How many were adopted."""
     _drop_unsigned_rows(index, key)
     index.write_now(_drop_rows_without_snapshot, durable=True)
-    bound, replaced = index.read(bundles.everything), index.read(bundles.replaced)
-    adoptable: dict[BundleName, Bundle] = {}
-    for name, revision in folders.names(layout):
-        found = folders.read(layout, name, revision)
-        if found is None or not found.is_signed_with(key):
+    leased = index.read(_leased)
+    found = {(name, revision): folders.read(layout, name, revision) for name, revision in folders.names(layout)}
+    signed = [bundle for bundle in found.values() if bundle is not None and bundle.is_signed_with(key)]
+    for name, revision in found.keys() - {_place(bundle) for bundle in signed}:
+        if revision not in leased:  # a leased path is never removed; nobody is told of it any more
             _set_aside(layout, index, name, revision)
-        elif (name, found.revision) in replaced or _is_row(bound.get(name), found):
-            continue  # still leased perhaps, or what it should be
-        elif name in bound or not index.read(lambda db: snapshots.is_ready(db, found.revision)):  # noqa: B023 - run at once
-            folders.remove(layout, name, revision)  # bound or evicted half-way, or its archive is lost
-        elif name not in adoptable or adoptable[name].issued < found.issued:
-            adoptable[name] = found
-    for bundle in adoptable.values():
-        index.write_now(lambda db: bundles.put(db, bundle), durable=True)  # noqa: B023 - run at once
-    _make_true(layout, index)
-    return len(adoptable)
+    adopted = index.read(lambda db: _adoptable(db, signed))
+    for bundle in adopted:
+        index.write_now(partial(bundles.put, bundle=bundle), durable=True)
+    _make_true(layout, index, leased)
+    return len(adopted)
 
 
-def _is_row(row: Bundle | None, found: Bundle) -> bool:
-    """The folder of what is bound; its document may be an earlier one, which is then written anew."""
-    return row is not None and row.revision == found.revision
+def _place(bundle: Bundle) -> tuple[BundleName, str]:
+    return bundle.name, bundle.revision.hex
 
 
-def _make_true(layout: Layout, index: Index) -> None:
-    """Every row has its folder, and every folder is somebody's."""
+def _leased(db: sqlite3.Connection) -> set[str]:
+    """Revisions, as folders are called."""
+    return {row.revision.hex for row in leases.everything(db) if row.revision is not None}
+
+
+def _adoptable(db: sqlite3.Connection, signed: Iterable[Bundle]) -> list[Bundle]:
+    """Of each name that no row speaks of, the last issued whose archive is held."""
+    bound = bundles.everything(db)
+    last: dict[BundleName, Bundle] = {}
+    for bundle in sorted(signed, key=lambda one: one.issued):
+        if bundle.name not in bound and snapshots.is_ready(db, bundle.revision):
+            last[bundle.name] = bundle
+    return list(last.values())
+
+
+def _make_true(layout: Layout, index: Index, leased: set[str]) -> None:
+    """Every row has its folder, and every folder is a row's, or was, or is leased."""
     bound, replaced = index.read(bundles.everything), index.read(bundles.replaced)
     for name, bundle in bound.items():
         if folders.read(layout, name, bundle.revision.hex) != bundle:
             folders.put(layout, bundle)
-    known = {(name, bundle.revision.hex) for name, bundle in bound.items()} | {(name, r.hex) for name, r in replaced}
+    known = {_place(bundle) for bundle in bound.values()} | {(name, revision.hex) for name, revision in replaced}
     for name, revision in folders.names(layout):
-        if (name, revision) not in known:
+        if (name, revision) not in known and revision not in leased:
             folders.remove(layout, name, revision)
 
 
