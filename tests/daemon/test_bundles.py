@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
 
@@ -117,6 +118,18 @@ def test_the_first_archive_stays_and_another_one_is_an_event(bound: Daemon) -> N
     refused(bind(worker, OTHER_DATA), "conflict")
     assert lease_of(bound)["files"][0]["digest"] == Digest.of(DATA)
     assert events(bound) == ["bundle_conflict"]
+
+
+def test_of_many_who_bind_at_once_one_is_first(mine: Daemon) -> None:
+    archives = [objects.noise(number, 20_000 + number) for number in range(8)]
+    for data in archives:
+        assert Worker(mine).put(data).status == 201
+    with ThreadPoolExecutor(len(archives)) as pool:
+        statuses = [*pool.map(lambda data: bind(Worker(mine), data).status, archives)]
+    assert sorted(statuses) == [201] + [409] * 7
+    first = archives[statuses.index(201)]
+    assert lease_of(mine)["files"][0]["digest"] == Digest.of(first)
+    assert len(names_in(mine, f"bundles/{NAME}")) == 1
 
 
 NONSENSE: list[tuple[str, object]] = [

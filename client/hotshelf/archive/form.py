@@ -19,7 +19,8 @@ from hotshelf_shared.manifest import MAX_FILES, Manifest
 StrPath = str | os.PathLike[str]
 MAGIC = b"hotshelf bundle 1\n"
 LENGTH_BYTES = 8
-PIECE_BYTES = 1 << 20
+#: Small, because what zlib has not taken yet is copied for each file.
+PIECE_BYTES = 64 << 10
 FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
