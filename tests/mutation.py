@@ -1,4 +1,4 @@
-"""Mutation testing of the decisions everything rests on: `make mutate`. Fails when a module's tests catch less than they should.
+"""Mutation testing of the decisions everything rests on: `make mutate`. Fails when tests catch too few of the changes.
 
 A copy of the tree is changed in one place at a time by cosmic-ray, and the module's own tests are run. What cannot matter is
 left out: `|` in annotations, which are never evaluated, and lines that say `pragma: no mutate` with the reason.

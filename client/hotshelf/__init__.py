@@ -6,8 +6,6 @@ module functions go to one process-wide `Client`, which reads ``HOTSHELF_SOCKET`
 
 from __future__ import annotations
 
-from hotshelf_shared import __version__
-
 TYPE_CHECKING = False  # typing's constant, without the 15 ms that importing typing takes
 
 if TYPE_CHECKING:
@@ -17,13 +15,14 @@ if TYPE_CHECKING:
     from hotshelf.lease import Lease, Leases
     from hotshelf.pipelines import PipelineCache, explain, load_pipeline, swap_lora
 
+__version__ = "0.1.0"
+
 __all__ = [
     "AsyncClient",
     "Client",
     "Lease",
     "Leases",
     "PipelineCache",
-    "__version__",
     "acquire",
     "errors",
     "evict",

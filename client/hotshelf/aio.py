@@ -118,6 +118,14 @@ class AsyncClient:
     async def pipeline(self, key: str) -> dict[str, Any]:
         return await self._run(lambda client: client.pipeline(key))
 
+    async def put_bundle(
+        self, environment_key: str, graph_key: str, archive: str | os.PathLike[str], *, timeout: float = 600
+    ) -> dict[str, Any]:
+        return await self._run(lambda client: client.put_bundle(environment_key, graph_key, archive, timeout=timeout))
+
+    async def bundle(self, environment_key: str, graph_key: str) -> dict[str, Any]:
+        return await self._run(lambda client: client.bundle(environment_key, graph_key))
+
     async def pin(self, target: str) -> dict[str, Any]:
         return await self._run(lambda client: client.pin(target))
 

@@ -231,6 +231,16 @@ class Client:
         """A built pipeline that this process may lease as ``pipeline:KEY``. Raises NotFound."""
         return handing.pipeline(self.transport, key)
 
+    def put_bundle(
+        self, environment_key: str, graph_key: str, archive: str | os.PathLike[str], *, timeout: float = 600
+    ) -> dict[str, Any]:
+        """Hands in an archive of a compile cache (`archive.pack`) and binds it; what `bundle` tells. Raises Conflict."""
+        return handing.put_bundle(self.transport, environment_key, graph_key, archive, timeout=timeout)
+
+    def bundle(self, environment_key: str, graph_key: str) -> dict[str, Any]:
+        """A bundle that this process may lease as ``bundle:ENVIRONMENT/GRAPH``. Raises NotFound."""
+        return handing.bundle(self.transport, environment_key, graph_key)
+
     # ---- the operator's verbs
 
     def pin(self, target: str) -> dict[str, Any]:

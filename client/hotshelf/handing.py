@@ -1,4 +1,4 @@
-"""Handing in: blobs by their digest, then the pipeline that they make. What `Client` does with the transport's uploads."""
+"""Handing in: blobs by their digest, then the pipeline or bundle they make. What `Client` does with the transport's uploads."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from hotshelf.transport import Transport, ask
+from hotshelf_shared.bundle import BundleName
 from hotshelf_shared.digest import Digest
 from hotshelf_shared.errors import HotshelfError, InvalidRequest
 from hotshelf_shared.manifest import Manifest
@@ -48,11 +49,32 @@ def put_pipeline(
     }
     if build is not None:
         body["build"] = dict(build)
-    return _object(ask(transport, "PUT", _at(key), body, deadline=time.monotonic() + BIND_TIMEOUT_S), "PUT", key)
+    return _answer(ask(transport, "PUT", _at(key), body, deadline=time.monotonic() + BIND_TIMEOUT_S), f"PUT {_at(key)}")
 
 
 def pipeline(transport: Transport, key: str) -> dict[str, Any]:
-    return _object(ask(transport, "GET", _at(key), deadline=time.monotonic() + LOOK_TIMEOUT_S), "GET", key)
+    return _answer(ask(transport, "GET", _at(key), deadline=time.monotonic() + LOOK_TIMEOUT_S), f"GET {_at(key)}")
+
+
+def put_bundle(
+    transport: Transport, environment_key: str, graph_key: str, archive: str | os.PathLike[str], *, timeout: float
+) -> dict[str, Any]:
+    at = _bundle_at(environment_key, graph_key)
+    with _opened(archive) as fd:
+        digest, size = Digest.of_fd(fd), os.fstat(fd).st_size
+    if not has_blob(transport, digest):
+        put_blob(transport, digest, archive, timeout=timeout)
+    body = {"digest": digest, "size": size}
+    return _answer(ask(transport, "PUT", at, body, deadline=time.monotonic() + BIND_TIMEOUT_S), f"PUT {at}")
+
+
+def bundle(transport: Transport, environment_key: str, graph_key: str) -> dict[str, Any]:
+    at = _bundle_at(environment_key, graph_key)
+    return _answer(ask(transport, "GET", at, deadline=time.monotonic() + LOOK_TIMEOUT_S), f"GET {at}")
+
+
+def _bundle_at(environment_key: str, graph_key: str) -> str:
+    return f"/v1/bundles/{BundleName.of(environment_key, graph_key)}"
 
 
 def _at(key: str) -> str:
@@ -61,9 +83,9 @@ def _at(key: str) -> str:
     return f"/v1/pipelines/{key}"
 
 
-def _object(answer: object, method: str, key: str) -> dict[str, Any]:
+def _answer(answer: object, what: str) -> dict[str, Any]:
     if not isinstance(answer, dict):
-        raise HotshelfError(f"the answer to {method} {_at(key)} is no JSON object")
+        raise HotshelfError(f"the answer to {what} is no JSON object")
     return answer
 
 

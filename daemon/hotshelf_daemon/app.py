@@ -16,6 +16,8 @@ from aiohttp import web
 from hotshelf_daemon import janitor, probes, server
 from hotshelf_daemon.acquire import (
     Binder,
+    BundleBinder,
+    Bundles,
     Desk,
     Freshness,
     HandIns,
@@ -37,6 +39,7 @@ from hotshelf_daemon.recover import PATIENCE_BYTES, Adoption, recover
 from hotshelf_daemon.server.unix import group_id
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import Layout
+from hotshelf_daemon.store.keys import bundle_key
 from hotshelf_shared.errors import BadConfiguration
 
 log = logging.getLogger(__name__)
@@ -66,16 +69,17 @@ def open_shelf(settings: Settings, metrics: Metrics, *, distrusting: bool = Fals
                 f"budget is {settings.budget:,} bytes and the file system of {settings.store} has {total:,}",
                 hint="Lower `budget`, or give it as a percentage.",
             )
+        key = bundle_key(layout, settings.bundles.key_file)
         index = open_index(settings.index_path, distrusting=distrusting)
         try:
-            recover(layout, index, patience_bytes=PATIENCE_BYTES)
+            recover(layout, index, key, patience_bytes=PATIENCE_BYTES)
         except BaseException:
             index.close()
             raise
     except BaseException:
         layout.close()
         raise
-    return Shelf(settings, layout, index, metrics)
+    return Shelf(settings, layout, index, metrics, key)
 
 
 async def serve(settings: Settings) -> None:
@@ -132,15 +136,17 @@ async def running(shelf: Shelf, stopping: asyncio.Event | None = None) -> AsyncI
     leasing = Leasing(shelf)
     adoption = Adoption(shelf)
     keeping = Keeping(shelf, names, preparer)
+    bundles = Bundles(shelf, keeping.condemn)
     hand_ins = HandIns(shelf, preparer, ingests.receiver)
     publisher = Publisher(shelf, pipelines)
     binder = Binder(shelf, names, pipelines, hand_ins, version=hotshelf_version(), on_bound=publisher.wake)
     calls = server.Calls(
         shelf=shelf,
-        desk=Desk(shelf, names, preparer, freshness, leasing, pipelines=pipelines, adoption=adoption),
+        desk=Desk(shelf, names, preparer, freshness, leasing, pipelines=pipelines, bundles=bundles, adoption=adoption),
         leasing=leasing,
         keeping=keeping,
         handing=server.Handing(hand_ins, binder, pipelines),
+        bundling=server.Bundling(BundleBinder(shelf, names, bundles, hand_ins), bundles),
         version=hotshelf_version(),
         began=time.monotonic(),
         keepers={},

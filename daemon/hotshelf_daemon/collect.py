@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from hotshelf_daemon import plan
-from hotshelf_daemon.index import blobs, handed_in, ingests, journal, leases, pipelines, snapshots
+from hotshelf_daemon.index import blobs, bundles, handed_in, ingests, journal, leases, pipelines, snapshots
 from hotshelf_daemon.plan import Eviction, HeldSnapshot, Holdings
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import blobs as files
+from hotshelf_daemon.store import bundles as bundle_folders
 from hotshelf_daemon.store import pipelines as folders
 from hotshelf_daemon.store import trees
+from hotshelf_shared.bundle import BundleName
 from hotshelf_shared.digest import Digest, Revision
 from hotshelf_shared.errors import InUse
 
@@ -70,11 +72,12 @@ async def apply(shelf: Shelf, chosen: Eviction, reason: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Gone:
-    """The snapshots that really go, the wishes that named them, the keys of pipelines that they were."""
+    """The snapshots that really go, the wishes that named them, the keys of pipelines and the bundles that they were."""
 
     snapshots: list[Revision]
     wishes: list[str]
     keys: list[str]
+    bundles: list[tuple[BundleName, Revision]]
 
 
 async def _carry_out(shelf: Shelf, chosen: Eviction, reason: str) -> None:
@@ -87,13 +90,14 @@ async def _carry_out(shelf: Shelf, chosen: Eviction, reason: str) -> None:
 
 def _take(shelf: Shelf, db: sqlite3.Connection, chosen: Eviction, reason: str) -> _Gone:
     """Takes the rows of what nothing holds at this moment."""
-    gone = _Gone([], [], [])
+    gone = _Gone([], [], [], [])
     for revision in chosen.snapshots:
         if _is_held(shelf, db, revision):
             continue
         (size,) = db.execute("SELECT bytes FROM snapshots WHERE revision = ?", (revision,)).fetchone() or (0,)
         gone.keys.extend(keys := pipelines.of_revision(db, revision))
         gone.wishes.extend(snapshots.drop_refs_to(db, revision) + pipelines.drop(db, keys))
+        gone.bundles.extend((name, revision) for name in bundles.drop_revision(db, revision))
         snapshots.remove(db, revision)
         journal.eviction(db, revision, size, reason)
         gone.snapshots.append(revision)
@@ -117,6 +121,8 @@ def _is_claimed(db: sqlite3.Connection, digest: Digest) -> bool:
 def _remove_files(shelf: Shelf, gone: _Gone, chosen: Eviction) -> None:
     for key in gone.keys:
         folders.remove(shelf.layout, key)
+    for name, revision in gone.bundles:
+        bundle_folders.remove(shelf.layout, name, revision.hex)
     for revision in gone.snapshots:
         trees.forget(shelf.layout, revision)
     for wish in gone.wishes:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from dataclasses import dataclass
+from typing import Protocol
 
 from hotshelf_daemon.index import blobs, handed_in, leases, pipelines, snapshots
 from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.shelf import Shelf
+from hotshelf_daemon.store import Layout, trees
 from hotshelf_daemon.store import pipelines as folders
-from hotshelf_daemon.store import trees
 from hotshelf_shared.built import Built
 from hotshelf_shared.digest import Digest
 from hotshelf_shared.errors import Conflict
@@ -25,8 +26,21 @@ class BlobsGone(Exception):
         self.digests = digests
 
 
+class Binding(Protocol):
+    """What a tree is to be besides a snapshot, in the same transaction."""
+
+    def check_free(self, shelf: Shelf) -> None:
+        """Raises Conflict when its key stands for another tree that stays. Asked under the shelf's hand."""
+
+    def on_disk(self, layout: Layout) -> None:
+        """Its record, durable. On a thread, before the transaction."""
+
+    def in_index(self, db: sqlite3.Connection) -> list[str]:
+        """Its rows; the wishes of refs that it dropped."""
+
+
 @dataclass(frozen=True, slots=True)
-class Binding:
+class PipelineBinding:
     """A tree that is to be the pipeline of its key, in the name of `built.uid`.
 
     `builder` is the uid whose hand-ins become it; None when it came from the prefix `published_to`.
@@ -36,21 +50,44 @@ class Binding:
     builder: int | None = None
     published_to: str | None = None
 
+    def check_free(self, shelf: Shelf) -> None:
+        """The first tree stays, unless only its builder trusts it."""
+        built = self.built
+        row = shelf.index.read(lambda db: pipelines.find(db, built.key))
+        if row is None or not row.is_ready or row.revision == built.revision:
+            return
+        if any(map(shelf.trusts, row.builders)) or not shelf.trusts(built.uid):
+            raise Conflict(
+                f"the pipeline {built.key} is {row.revision}; {built.revision} is another tree for the same recipe",
+                hint="The first tree of a recipe stays until it is evicted: lease that one.",
+                key=built.key,
+            )
+
+    def on_disk(self, layout: Layout) -> None:
+        folders.put(layout, self.built)
+
+    def in_index(self, db: sqlite3.Connection) -> list[str]:
+        stale = pipelines.put(db, self.built, published_to=self.published_to)
+        if self.builder is not None:
+            pipelines.add_builder(db, self.built.key, self.builder)
+            handed_in.let_go(db, ((digest, self.builder) for digest in self.built.tree.blobs()))
+        return stale
+
 
 async def materialize(
     shelf: Shelf, tree: Manifest, ref: RefRow, *, resolution: str = "", binding: Binding | None = None
 ) -> None:
     """Lays the tree out, then in one durable transaction: ready, named, and held by whoever waits for `resolution`.
 
-    With `binding` it becomes a pipeline in that same transaction. Raises BlobsGone when a blob is missing, and Conflict
-    when the key stands for another tree that stays; then nothing has changed.
+    With `binding` it becomes a pipeline or a bundle in that same transaction. Raises BlobsGone when a blob is missing, and
+    Conflict when the key stands for another tree that stays; then nothing has changed.
     """
     async with shelf.hand:
         lacking = set(tree.blobs()) - shelf.index.read(lambda db: blobs.sizes(db, tree.blobs())).keys()
         if lacking:
             raise BlobsGone(lacking)
         if binding is not None:
-            check_free(shelf, binding.built)
+            binding.check_free(shelf)
         await asyncio.shield(asyncio.create_task(_carry_out(shelf, tree, ref, resolution, binding)))
 
 
@@ -59,32 +96,16 @@ async def _carry_out(shelf: Shelf, tree: Manifest, ref: RefRow, resolution: str,
         trees.lay_out(shelf.layout, tree)
         trees.write_json(shelf.layout, "refs", ref.wish, ref.to_json())
         if binding is not None:
-            folders.put(shelf.layout, binding.built)
+            binding.on_disk(shelf.layout)
 
     def in_index(db: sqlite3.Connection) -> list[str]:
         snapshots.add(db, tree)
-        stale = pipelines.put(db, binding.built, published_to=binding.published_to) if binding is not None else []
+        stale = [] if binding is None else binding.in_index(db)
         snapshots.flip(db, ref)
         leases.bind(db, resolution, tree.revision)
         snapshots.close_resolution(db, resolution)
-        if binding is not None and binding.builder is not None:
-            pipelines.add_builder(db, binding.built.key, binding.builder)
-            handed_in.let_go(db, ((digest, binding.builder) for digest in tree.blobs()))
         return stale
 
     await asyncio.to_thread(on_disk)
     for wish in set(await shelf.index.write(in_index, durable=True)) - {ref.wish}:
         await asyncio.to_thread(trees.drop_record, shelf.layout, "refs", f"{wish}.json")
-
-
-def check_free(shelf: Shelf, built: Built) -> None:
-    """Raises Conflict when the key stands for another tree: the first one stays, unless only its builder trusts it."""
-    row = shelf.index.read(lambda db: pipelines.find(db, built.key))
-    if row is None or not row.is_ready or row.revision == built.revision:
-        return
-    if any(map(shelf.trusts, row.builders)) or not shelf.trusts(built.uid):
-        raise Conflict(
-            f"the pipeline {built.key} is {row.revision}; {built.revision} is another tree for the same recipe",
-            hint="The first tree of a recipe stays until it is evicted: lease that one.",
-            key=built.key,
-        )

@@ -24,6 +24,8 @@ class Shelf:
     layout: Layout
     index: Index
     metrics: Metrics
+    #: What bundles are signed with; nothing else is, and nobody else has it.
+    bundle_key: bytes = field(repr=False)
     hand: asyncio.Lock = field(default_factory=asyncio.Lock)
     #: Leases granted while the index could not be written, by id: collection heeds them like those in the index.
     unwritten: dict[str, LeaseRow] = field(default_factory=dict)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hotshelf import archive
 from hotshelf.aio import AsyncClient
 from hotshelf.client import Client
 from hotshelf.transport import MemoryTransport, Reply, Request
@@ -138,3 +139,50 @@ def test_what_one_worker_hands_in_another_leases(
         plain()
     with Client(daemon.socket, daemon.store).acquire(f"pipeline:{RECIPE.key}") as lease:
         assert objects.read(lease.path) == tree
+
+
+# ---- compile caches
+
+BUNDLE_AT = "/v1/bundles/cpu-x86_64/9f2c"
+
+
+def test_an_archive_is_handed_in_and_bound(client: Client, daemon: FakeDaemon, file: Path) -> None:
+    daemon.looks["PUT", BLOB] = lambda _: Reply(None, status=201)
+    daemon.looks["PUT", BUNDLE_AT] = lambda _: Reply({"digest": Digest.of(DATA)}, status=201)
+    assert client.put_bundle("cpu-x86_64", "9f2c", file) == {"digest": Digest.of(DATA)}
+    assert daemon.asked("PUT", BLOB).data == DATA
+    assert daemon.asked("PUT", BUNDLE_AT).body == {"digest": Digest.of(DATA), "size": len(DATA)}
+
+
+def test_an_archive_that_is_held_is_not_sent_again(client: Client, daemon: FakeDaemon, file: Path) -> None:
+    daemon.looks["HEAD", BLOB] = lambda _: Reply(headers={"X-Hotshelf-Size": "7"})
+    daemon.looks["PUT", BUNDLE_AT] = lambda _: Reply({}, status=200)
+    assert client.put_bundle("cpu-x86_64", "9f2c", file) == {}
+
+
+@pytest.mark.parametrize(("environment", "graph"), [("..", "g"), ("e", "a/b"), ("", "g"), ("e", "g%2f"), ("e", "g\n")])
+def test_keys_that_are_none_are_refused_before_anything_is_sent(
+    client: Client, daemon: FakeDaemon, file: Path, environment: str, graph: str
+) -> None:
+    with pytest.raises(InvalidRequest):
+        client.put_bundle(environment, graph, file)
+    with pytest.raises(InvalidRequest):
+        client.bundle(environment, graph)
+
+
+def test_a_compile_cache_goes_from_one_worker_to_the_next(make_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
+    """On a real daemon, from folder to folder."""
+    daemon = make_daemon()
+    cache = {"ab/kernel.so": b"k" * 5_000, "fxgraph/g": b"{}"}
+    packed = archive.pack(objects.write(tmp_path / "cache", cache), tmp_path / "archive")
+    client = Client(socket=daemon.socket, store=daemon.store)
+    with pytest.raises(NotFound):
+        client.bundle("cpu-x86_64", "9f2c")
+    other = AsyncClient(socket=daemon.socket)
+    told = asyncio.run(other.put_bundle("cpu-x86_64", "9f2c", tmp_path / "archive"))
+    assert told == client.bundle("cpu-x86_64", "9f2c") == asyncio.run(other.bundle("cpu-x86_64", "9f2c"))
+    with client.acquire("bundle:cpu-x86_64/9f2c") as lease:
+        assert lease.kind == "bundle"
+        assert lease.files["archive"] == packed
+        archive.unpack(lease.path / "archive", tmp_path / "warm", digest=lease.files["archive"].digest)
+    assert objects.read(tmp_path / "warm") == cache

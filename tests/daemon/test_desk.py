@@ -10,7 +10,19 @@ from typing import Any
 
 import pytest
 
-from hotshelf_daemon.acquire import Desk, Freshness, Gauge, Leasing, Names, Peer, Pipelines, Preparer, Published
+from hotshelf_daemon.acquire import (
+    Bundles,
+    Desk,
+    Freshness,
+    Gauge,
+    Keeping,
+    Leasing,
+    Names,
+    Peer,
+    Pipelines,
+    Preparer,
+    Published,
+)
 from hotshelf_daemon.config import Settings
 from hotshelf_daemon.index import Index, leases
 from hotshelf_daemon.ingest import Ingests
@@ -45,7 +57,7 @@ class House:
         self.layout = Layout(self.settings.store)
         (folder / "index").mkdir()
         self.index = index_type(str(folder / "index" / "index.db"))
-        self.shelf = Shelf(self.settings, self.layout, self.index, Metrics("test"))
+        self.shelf = Shelf(self.settings, self.layout, self.index, Metrics("test"), b"key")
         self.origin = MemoryOrigin()
         self.ingests = Ingests(self.shelf)
         directory: Any = OneOrigin(self.origin)
@@ -53,9 +65,9 @@ class House:
         self.preparer = Preparer(self.shelf, directory, self.ingests, pipelines)
         self.leasing = Leasing(self.shelf)
         names = Names(self.settings)
-        self.desk = Desk(
-            self.shelf, names, self.preparer, Freshness(self.shelf, self.preparer), self.leasing, pipelines=pipelines
-        )
+        freshness, keeping = Freshness(self.shelf, self.preparer), Keeping(self.shelf, names, self.preparer)
+        bundles = Bundles(self.shelf, keeping.condemn)
+        self.desk = Desk(self.shelf, names, self.preparer, freshness, self.leasing, pipelines=pipelines, bundles=bundles)
 
     async def acquire(self, source: str) -> LeaseAnswer:
         (answer,) = await self.desk.acquire(AcquireRequest((Wish(Source.parse(source)),)), PEER, Gauge(source))

@@ -48,6 +48,12 @@ class Inside:
         self._good(call(self.socket, "PUT", f"/v1/pipelines/{recipe.key}", body))
         return self._good(call(self.socket, "POST", "/v1/leases", {"source": f"pipeline:{recipe.key}"})).body
 
+    def share(self, name: str, data: bytes) -> dict[str, Any]:
+        """Hands an archive in, binds it as the bundle of that name and leases it."""
+        self._good(call(self.socket, "PUT", f"/v1/blobs/{Digest.of(data)}", data))
+        self._good(call(self.socket, "PUT", f"/v1/bundles/{name}", {"digest": Digest.of(data), "size": len(data)}))
+        return self._good(call(self.socket, "POST", "/v1/leases", {"source": f"bundle:{name}"})).body
+
     def is_ready(self) -> bool:
         try:
             return call(self.socket, "GET", "/v1/health").status == 200

@@ -15,6 +15,7 @@ from hotshelf_daemon.config import load
 from hotshelf_daemon.metrics import Metrics
 from hotshelf_daemon.recover import recover
 from hotshelf_shared.built import Built
+from hotshelf_shared.bundle import Bundle
 from hotshelf_shared.digest import Digest
 from hotshelf_shared.errors import HotshelfError
 from hotshelf_shared.manifest import FileEntry, Manifest
@@ -54,6 +55,17 @@ def visible_wrongs(store: pathlib.Path) -> Iterator[str]:
             yield f"the visible pipeline {folder.name} leads to another snapshot"
         if not (folder / "snapshot").is_dir():
             yield f"the visible pipeline {folder.name} leads nowhere"
+    for folder in sorted((store / "bundles").glob("*/*/*")):
+        where = str(folder.relative_to(store / "bundles"))
+        try:
+            bundle = Bundle.parse((folder / "bundle.json").read_bytes())
+        except (OSError, HotshelfError) as error:
+            yield f"the visible bundle {where} has no good document: {error}"
+            continue
+        if where != f"{bundle.name}/{bundle.revision.hex}" or (folder / "archive").resolve().name != bundle.digest.hex:
+            yield f"the visible bundle {where} is another's"
+        if not (folder / "archive").is_file():
+            yield f"the visible bundle {where} leads nowhere"
 
 
 def revision_of(folder: pathlib.Path, links: list[pathlib.Path]) -> str:
@@ -74,7 +86,7 @@ def wrongs_after_restart(store: pathlib.Path, promises: Iterable[Promise]) -> It
         yield f"the store does not open: {error}"
         return
     try:
-        again = recover(shelf.layout, shelf.index)
+        again = recover(shelf.layout, shelf.index, shelf.bundle_key)
         for field in fields(again):
             if count := getattr(again, field.name):
                 yield f"a second start still found {count} {field.name}"
@@ -103,6 +115,9 @@ def _index_wrongs(store: pathlib.Path, index: sqlite3.Connection, promises: Iter
     if sorted(bound) != (there := sorted(os.listdir(store / "pipelines"))):
         yield f"the index knows the pipelines {sorted(bound)}, the disk {there}"
     yield from (f"the pipeline {key} has no snapshot" for key, revision in sorted(bound.items()) if revision not in states)
+    bundles = {f"{row[0]}/{row[1]}" for row in index.execute("SELECT environment_key, graph_key FROM v_bundles")}
+    if bundles != (on_disk := {str(path.relative_to(store / "bundles")) for path in (store / "bundles").glob("*/*")}):
+        yield f"the index knows the bundles {sorted(bundles)}, the disk {sorted(on_disk)}"
     for promise in promises:
         if states.get(promise.revision) != "ready":
             yield f"the acknowledged {promise.revision} is {states.get(promise.revision, 'lost')}"

@@ -63,13 +63,14 @@ class Outdated(Left):
 
 
 class Ruined(Left):
-    """What was acknowledged is `kept`; `deed` was held once and has lost a blob."""
+    """What was acknowledged is `kept`, and a bundle; `deed` was held once and has lost a blob."""
 
     def ruin(self) -> None:
         def live() -> None:
             def story(daemon: object) -> None:
                 self.prepare(daemon)  # type: ignore[arg-type]
                 daemon.release(daemon.acquire("deed"))  # type: ignore[attr-defined]
+                self.promise(daemon.share("cpu/9f2c", b"a compile cache"))  # type: ignore[attr-defined]
 
             run_inside(self.store, origin=self.origin, socket=self.folder / "s", story=story, **SETTINGS)
 

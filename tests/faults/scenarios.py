@@ -114,6 +114,40 @@ class Unbind(Bind):
         self.deed(daemon)
 
 
+class Share(Scenario):
+    """A worker hands a compile cache in, binds it and leases it."""
+
+    data = objects.noise("bundle", 40_001)
+
+    def prepare(self, daemon: Inside) -> None:
+        self.promise(daemon.acquire("kept"))
+
+    def deed(self, daemon: Inside) -> None:
+        lease = daemon.share("cpu/9f2c", self.data)
+        self.promise(lease)
+        assert (self.store / lease["path"] / "archive").read_bytes() == self.data
+
+
+class Unshare(Share):
+    """An eviction of a bundle."""
+
+    def prepare(self, daemon: Inside) -> None:
+        super().prepare(daemon)
+        self.revision = self.shared(daemon)
+
+    def shared(self, daemon: Inside) -> str:
+        daemon.release(lease := daemon.share("cpu/9f2c", self.data))
+        return str(lease["revision"])
+
+    def deed(self, daemon: Inside) -> None:
+        daemon.evict(self.revision)
+
+    def again(self, daemon: Inside) -> None:
+        self.revision = self.shared(daemon)
+        self.deed(daemon)
+
+
 SCENARIOS: dict[str, type[Scenario]] = {
     "acquire": Acquire, "snapshot": Snapshot, "evict": Evict, "bind": Bind, "unbind": Unbind,
+    "bundle": Share, "unbundle": Unshare,
 }  # fmt: skip

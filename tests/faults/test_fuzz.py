@@ -26,6 +26,7 @@ from hotshelf_shared.source import Source
 from hotshelf_shared.wire import AcquireRequest, LeaseAnswer, RenewRequest
 from tests import objects
 from tests.daemon_process import Daemon
+from tests.faults import bundled
 from tests.faults.soaking import SEED, in_rounds
 
 INPUTS, SOAK, ROUND = 20_000, 1_000_000, 100_000
@@ -100,6 +101,8 @@ READERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "configuration": (configuration, b"budget=90%"),
     "signature": (signature, SIGNATURE),
     "statement": (Statement.parse, Envelope.parse(SIGNATURE).payload),
+    "bundle archive": (bundled.archive, bundled.ARCHIVE),
+    "bundle document": (bundled.document, bundled.DOCUMENT),
     "document": (lambda data: check("model_index.json", data, Policy()), TREE["model_index.json"]),
 }
 

@@ -125,9 +125,9 @@ def test_what_is_asked_for_is_looked_at_first_and_what_rotted_is_not_served(daem
     layout = Layout(settings.store, group=None)
     index = open_index(settings.index_path)
     try:
-        left = recover(layout, index, patience_bytes=0).left
+        left = recover(layout, index, b"key", patience_bytes=0).left
         assert left > 10
-        shelf = Shelf(settings, layout, index, Metrics("test"))
+        shelf = Shelf(settings, layout, index, Metrics("test"), b"key")
 
         async def ask() -> None:
             adoption = Adoption(shelf)

@@ -86,6 +86,24 @@ def test_a_daemon_killed_anywhere_in_evicting_a_pipeline_leaves_a_store_that_the
     assert sum(bool(one["killed"]) for one in found) >= 15
 
 
+def test_a_daemon_killed_anywhere_in_a_hand_in_of_a_bundle_leaves_a_store_that_the_next_one_puts_right(
+    scratch: pathlib.Path,
+) -> None:
+    found = kill_everywhere("bundle", scratch, stride=STRIDE)
+    assert wrongs(found) == []
+    killed = {one["point"]["call"] for one in found if one["killed"]}  # type: ignore[index]
+    assert killed >= DURABLE
+    assert sum(bool(one["killed"]) for one in found) >= 40
+
+
+def test_a_daemon_killed_anywhere_in_evicting_a_bundle_leaves_a_store_that_the_next_one_puts_right(
+    scratch: pathlib.Path,
+) -> None:
+    found = kill_everywhere("unbundle", scratch, stride=STRIDE)
+    assert wrongs(found) == []
+    assert sum(bool(one["killed"]) for one in found) >= 15
+
+
 def test_a_daemon_killed_anywhere_in_a_recovery_leaves_a_store_that_the_next_one_puts_right(scratch: pathlib.Path) -> None:
     found = kill_everywhere("recover", scratch, stride=12)
     assert wrongs(found) == []

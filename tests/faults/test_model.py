@@ -15,7 +15,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from hotshelf_daemon import app
-from hotshelf_daemon.acquire import Desk, Freshness, Gauge, Keeping, Leasing, Names, Peer, Pipelines, Preparer, Published
+from hotshelf_daemon.acquire import (
+    Bundles,
+    Desk,
+    Freshness,
+    Gauge,
+    Keeping,
+    Leasing,
+    Names,
+    Peer,
+    Pipelines,
+    Preparer,
+    Published,
+)
 from hotshelf_daemon.config import Settings
 from hotshelf_daemon.ingest import Ingests
 from hotshelf_daemon.metrics import Metrics
@@ -61,7 +73,8 @@ class Shelf(RuleBasedStateMachine):
         # A clock that stands still long ago: sources are looked at again when the model says so, and never by themselves.
         self.freshness = Freshness(self.shelf, preparer, clock=lambda: -1e12)
         self.names = names
-        self.desk = Desk(self.shelf, names, preparer, self.freshness, self.leasing, pipelines=pipelines)
+        bundles = Bundles(self.shelf, self.keeping.condemn)
+        self.desk = Desk(self.shelf, names, preparer, self.freshness, self.leasing, pipelines=pipelines, bundles=bundles)
         self.run(self.leasing.resume())
 
     def run(self, work: Any) -> Any:
@@ -115,11 +128,13 @@ class Shelf(RuleBasedStateMachine):
         with contextlib.suppress(InsufficientSpace):
             self.run(self.freshness.revalidate(self.names.want(Wish(Source.parse(f"s3://b/{name}")))))
 
-    @precondition(lambda self: self.leases)
-    @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
-        lease = self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1)))
-        self.run(self.leasing.release(lease.id, PEER))
+    # Which of several clients gets the last room is a matter of threads: nothing is drawn that depends on it, or a run could
+    # not be repeated.
+    @rule(number=st.integers(0, 99))
+    def release(self, number: int) -> None:
+        if self.leases:
+            lease = self.leases.pop(number % len(self.leases))
+            self.run(self.leasing.release(lease.id, PEER))
 
     @rule(name=st.sampled_from(NAMES))
     def pin(self, name: str) -> None:
@@ -155,11 +170,11 @@ class Shelf(RuleBasedStateMachine):
         self.forget_damaged()
         self.rotten = False
 
-    @rule(data=st.data())
-    def rot(self, data: st.DataObject) -> None:
+    @rule(number=st.integers(0, 99))
+    def rot(self, number: int) -> None:
         blobs = sorted((self.folder / "store" / "blobs" / "sha256").glob("*/*"))
         if blobs:
-            blob = data.draw(st.sampled_from(blobs))
+            blob = blobs[number % len(blobs)]
             os.chmod(blob, 0o600)
             blob.write_bytes(bytes(blob.stat().st_size + 1))
             self.rotten = True

@@ -20,6 +20,7 @@ from tests.objects import Digest
 STORES = pathlib.Path(__file__).with_name("stores")
 #: An index names the endpoint that a download came from, so the origin must be found there again.
 ADDRESS = ("127.77.0.1", 8333)
+ENDPOINT = "http://{}:{}".format(*ADDRESS)
 SEGMENT = 4 << 10
 KEPT = objects.model("kept", unet=2_000, text_encoder=900, vae=500)
 PINNED = objects.model("pinned", unet=2_100, text_encoder=900) | {
@@ -30,9 +31,9 @@ BUILT = objects.model("built", unet=900, text_encoder=400, vae=400)
 RECIPE = Recipe(base=Digest.of(b"base"), dtype="float16")
 
 
-def settings(origin: ScriptedOrigin) -> dict[str, object]:
+def settings() -> dict[str, object]:
     """What the daemons on either side of an upgrade are told."""
-    scripted = {"endpoint_url": origin.endpoint_url, "addressing_style": "path", "unsigned": True}
+    scripted = {"endpoint_url": ENDPOINT, "addressing_style": "path", "unsigned": True}
     return {
         "origins": {"scripted": scripted}, "fetch": {"segment_bytes": SEGMENT, "connections": 1, "attempts": 1},
         "models": {"pinned": {"source": "s3://weights/pinned", "pin": False}}, "revalidate_s": 3_600, "budget": "100%",
@@ -64,7 +65,7 @@ def live(daemon: Daemon, origin: ScriptedOrigin) -> None:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ScriptedOrigin(at=ADDRESS) as origin:
         publish(origin)
-        with Daemon(pathlib.Path(folder), **settings(origin)) as daemon:
+        with Daemon(pathlib.Path(folder), **settings()) as daemon:
             live(daemon, origin)
             STORES.mkdir(exist_ok=True)
             with tarfile.open(STORES / f"{sys.argv[1]}.tar.xz", "w:xz") as archive:

@@ -1,9 +1,12 @@
 """The use cases, a verb each: `Desk` acquires, `Leasing` keeps leases, `Keeping` is the operator's, `Freshness` nobody's.
 
-`HandIns` takes bytes from workers, `Binder` makes pipelines of them, `Pipelines` says who may have which.
+`HandIns` takes bytes from workers, `Binder` makes pipelines of them, `Pipelines` says who may have which; `BundleBinder` and
+`Bundles` do so for compile caches.
 """
 
 from hotshelf_daemon.acquire.binding import Binder
+from hotshelf_daemon.acquire.bundles import Bundles
+from hotshelf_daemon.acquire.bundling import BundleBinder
 from hotshelf_daemon.acquire.desk import Desk
 from hotshelf_daemon.acquire.freshness import Freshness
 from hotshelf_daemon.acquire.gauge import Gauge
@@ -17,6 +20,6 @@ from hotshelf_daemon.acquire.published import Published
 from hotshelf_daemon.acquire.publishing import Publisher
 
 __all__ = [
-    "Binder", "Desk", "Freshness", "Gauge", "HandIns", "Keeping", "Leasing", "Names", "Peer", "Pipelines", "Preparer",
-    "Published", "Publisher", "Want",
+    "Binder", "BundleBinder", "Bundles", "Desk", "Freshness", "Gauge", "HandIns", "Keeping", "Leasing", "Names", "Peer",
+    "Pipelines", "Preparer", "Published", "Publisher", "Want",
 ]  # fmt: skip

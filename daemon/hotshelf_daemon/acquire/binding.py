@@ -21,7 +21,7 @@ from hotshelf_daemon.acquire.names import Names, Want
 from hotshelf_daemon.acquire.pipelines import Pipelines
 from hotshelf_daemon.index import blobs, handed_in, journal, pipelines
 from hotshelf_daemon.index.snapshots import RefRow
-from hotshelf_daemon.materialize import Binding, BlobsGone, materialize
+from hotshelf_daemon.materialize import BlobsGone, PipelineBinding, materialize
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_shared.built import BindRequest, Built
 from hotshelf_shared.digest import Digest
@@ -75,7 +75,7 @@ class Binder:
         wanted = tree.blobs()
         held = self._shelf.index.read(lambda db: blobs.sizes(db, wanted))
         if lacking := [digest for digest in wanted if digest not in held]:
-            raise _missing(lacking)
+            raise missing(lacking)
         unsafe = self._shelf.index.read(blobs.unsafe)
         for path, entry in tree.items():
             if held[entry.digest] != entry.size:
@@ -89,7 +89,7 @@ class Binder:
         try:
             await asyncio.to_thread(check_contents, self._shelf.layout, tree, want.policy)
         except FileNotFoundError as gone:  # evicted since it was looked up
-            raise _missing([Digest.from_hex(str(gone.filename))]) from gone
+            raise missing([Digest.from_hex(str(gone.filename))]) from gone
 
     async def _is_bound(self, built: Built) -> bool:
         """Whether nothing is left to do but to remember the builder: the key stands for this very tree."""
@@ -123,9 +123,9 @@ class Binder:
             flipped_at=time.time(),
         )
         try:
-            await materialize(self._shelf, built.tree, ref, binding=Binding(built, builder))
+            await materialize(self._shelf, built.tree, ref, binding=PipelineBinding(built, builder))
         except BlobsGone as gone:
-            raise _missing(gone.digests) from gone
+            raise missing(gone.digests) from gone
         except Conflict as conflict:
             await self._tell("pipeline_conflict", want, f"uid {builder}: {conflict.message}")
             raise
@@ -140,6 +140,6 @@ class Binder:
         await self._shelf.index.write(lambda db: journal.event(db, kind, str(want.source), detail))
 
 
-def _missing(digests: Any) -> MissingBlobs:
+def missing(digests: Any) -> MissingBlobs:
     listed = sorted(digests)
     return MissingBlobs(f"{len(listed)} blobs are not held, {listed[0]} among them", missing=listed)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from hotshelf_daemon.acquire.bundles import Bundles, is_bundle
 from hotshelf_daemon.acquire.freshness import Freshness
 from hotshelf_daemon.acquire.gauge import Gauge
 from hotshelf_daemon.acquire.leasing import Holder, Leasing, Peer
@@ -42,10 +43,11 @@ class Desk:
         leasing: Leasing,
         *,
         pipelines: Pipelines,
+        bundles: Bundles,
         adoption: Adoption | None = None,
     ) -> None:
         self._shelf = shelf
-        self._pipelines, self._adoption = pipelines, adoption
+        self._pipelines, self._bundles, self._adoption = pipelines, bundles, adoption
         self._leasing = leasing
         self._names = names
         self._preparer = preparer
@@ -59,6 +61,7 @@ class Desk:
         answers: list[LeaseAnswer] = []
         try:
             wants, holder = [self._names.want(wish) for wish in request.wishes], Holder.of(request, peer)
+            await self._bundles.admit(wants, uid=peer.uid)
             hit = await self._hit(wants, holder)
             if hit is not None:
                 outcome, answers = "hit", hit
@@ -107,8 +110,9 @@ class Desk:
         None for files whose digests nobody knows before they are read. Raises what `acquire` does.
         """
         wants = [self._names.want(wish) for wish in request.wishes]
-        await self._pipelines.admit(wants, uid=peer.uid)
         await self._adopt(wants)
+        await self._pipelines.admit(wants, uid=peer.uid)
+        await self._bundles.admit(wants, uid=peer.uid)
         refs = self._held(wants, peer.uid)
         async with asyncio.timeout(request.timeout_s):
             cold = await self._resolve([want for want, ref in zip(wants, refs, strict=True) if ref is None])
@@ -155,11 +159,16 @@ class Desk:
 
     def _held(self, wants: Iterable[Want], uid: int) -> list[RefRow | None]:
         """The ref of each want whose snapshot is ready, and which this uid may have, else None."""
+        layout = self._shelf.layout
         refs = self._shelf.index.read(lambda db: [self._ready(db, want, uid) for want in wants])
         # One lstat a hit: a directory that somebody removed by hand is a miss, and is laid out anew.
-        return [ref if ref is not None and trees.is_there(self._shelf.layout, ref.revision) else None for ref in refs]
+        return [
+            ref if ref is not None and (ref.kind == "bundle" or trees.is_there(layout, ref.revision)) else None for ref in refs
+        ]
 
     def _ready(self, db: sqlite3.Connection, want: Want, uid: int) -> RefRow | None:
+        if is_bundle(want):
+            return self._bundles.ref(db, want, uid=uid)
         ref = snapshots.ready_ref(db, want.key)
         if ref is None and (unpinned := self._names.unpinned(want)) is not None:
             # What the unpinned source stands for now is this very revision: nothing to ask the origin for.

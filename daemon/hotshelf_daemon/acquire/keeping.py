@@ -13,7 +13,7 @@ from typing import Any
 from hotshelf_daemon import collect
 from hotshelf_daemon.acquire.names import Names
 from hotshelf_daemon.acquire.prepare import Preparer
-from hotshelf_daemon.index import blobs, journal, leases, pipelines, snapshots
+from hotshelf_daemon.index import blobs, bundles, journal, leases, pipelines, snapshots
 from hotshelf_daemon.index.leases import PinRow
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import blobs as files
@@ -76,6 +76,7 @@ class Keeping:
                 "sources": sorted({ref.source for ref in refs}),
                 "signed_by": sorted({ref.signed_by for ref in refs if ref.signed_by is not None}),
                 "pipelines": [pipelines.shown(db, key) for key in pipelines.of_revision(db, revision)],
+                "bundles": bundles.of_revision(db, revision),
                 "skipped": [{"path": s.path, "reason": s.reason} for s in (refs[0].skipped if refs else ())],
                 "manifest": [{"path": path, "digest": e.digest, "size": e.size} for path, e in tree.items()],
             }

@@ -24,10 +24,12 @@ from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.origin import Changed
 from hotshelf_daemon.plan import Resolution
 from hotshelf_daemon.shelf import Shelf
-from hotshelf_daemon.store import trees
+from hotshelf_daemon.store import bundles, trees
+from hotshelf_shared.bundle import BundleName
 from hotshelf_shared.digest import Revision
 from hotshelf_shared.errors import InsufficientSpace
 from hotshelf_shared.manifest import Manifest
+from hotshelf_shared.source import Source
 from hotshelf_shared.wire import AcquireRequest, LeaseAnswer, RenewRequest
 
 KEPT_MANIFESTS = 256
@@ -207,7 +209,7 @@ class Leasing:
                 grant=row.grant,
                 source=row.source,
                 revision=ref.revision,
-                path=trees.path_of(ref.revision),
+                path=_path_of(ref),
                 kind=ref.kind,
                 files=self._manifest(ref.revision),
                 skipped=ref.skipped,
@@ -281,3 +283,10 @@ class Leasing:
         for id_ in ids:
             self._shelf.unwritten.pop(id_, None)
         self._shelf.metrics.leases.set(len(self._book))
+
+
+def _path_of(ref: RefRow) -> str:
+    """Relative to the store; what a bundle's path leads to stays, also when its name comes to stand for another."""
+    if ref.kind != "bundle":
+        return trees.path_of(ref.revision)
+    return bundles.path_of(BundleName.parse(Source.parse(ref.source).path), ref.revision)

@@ -9,9 +9,10 @@ from functools import cached_property
 
 from hotshelf_daemon.config import Settings
 from hotshelf_daemon.policy import Policy
+from hotshelf_shared.bundle import BundleName
 from hotshelf_shared.errors import InvalidRequest, NotFound
 from hotshelf_shared.patterns import Patterns
-from hotshelf_shared.source import Source
+from hotshelf_shared.source import KEYED, Source
 from hotshelf_shared.wire import Wish, nearest
 
 
@@ -50,15 +51,18 @@ class Names:
         source, patterns, frozen = wish.source, wish.patterns, False
         if source.kind == "name":
             source, patterns, frozen = self._configured(source, patterns)
-        if source.kind == "pipeline":
-            return self._pipeline(source, patterns)
+        if source.kind in KEYED:
+            return self._keyed(source, patterns)
         want = Want(source, patterns, Policy.of(self._settings, source), frozen or source.pinned is not None)
         return want if want.frozen or want.key not in self._frozen_keys else replace(want, frozen=True)
 
-    def _pipeline(self, source: Source, patterns: Patterns) -> Want:
-        """One built thing under a key made from its recipe: leased whole, never another tomorrow, never a pickle."""
+    def _keyed(self, source: Source, patterns: Patterns) -> Want:
+        """One built thing under its key: leased whole, never another tomorrow, never a pickle."""
         if patterns:
             raise InvalidRequest(f"{source} is leased whole", hint="Leave allow_patterns and ignore_patterns out.")
+        if source.kind == "bundle":
+            BundleName.parse(source.path)
+            return Want(source, patterns, Policy(), frozen=True)
         return Want(source, patterns, Policy.of(self._settings, source.unpinned), frozen=True)
 
     @cached_property

@@ -17,7 +17,7 @@ from hotshelf_daemon.acquire.published import Published
 from hotshelf_daemon.index import pipelines, snapshots
 from hotshelf_daemon.index.pipelines import PipelineRow
 from hotshelf_daemon.index.snapshots import RefRow
-from hotshelf_daemon.materialize import Binding
+from hotshelf_daemon.materialize import PipelineBinding
 from hotshelf_daemon.objects import OriginObject
 from hotshelf_daemon.origin import Changed
 from hotshelf_daemon.plan import Resolution, WantedFile
@@ -80,9 +80,9 @@ class Pipelines:
             raise _absent(want.source.path)
         return self._of_shelf(want, held)
 
-    def binding(self, resolution: Resolution) -> Binding | None:
+    def binding(self, resolution: Resolution) -> PipelineBinding | None:
         """What has to be bound when this resolution's files are here."""
-        return None if resolution.built is None else Binding(resolution.built, published_to=str(self._published.prefix))
+        return None if resolution.built is None else PipelineBinding(resolution.built, published_to=str(self._published.prefix))
 
     def is_trusted(self, row: PipelineRow) -> bool:
         return any(map(self._shelf.trusts, row.builders))

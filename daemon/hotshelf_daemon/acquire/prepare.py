@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from hotshelf_daemon import collect, plan, policy
 from hotshelf_daemon.acquire import resolve
+from hotshelf_daemon.acquire.bundles import absent, is_bundle, name_of
 from hotshelf_daemon.acquire.contents import check_contents
 from hotshelf_daemon.acquire.gauge import Gauge
 from hotshelf_daemon.acquire.names import Want
@@ -68,6 +69,8 @@ class Preparer:
     async def _resolve(self, want: Want) -> Resolution:
         if is_pipeline(want):
             return await self._pipelines.resolve(want)
+        if is_bundle(want):
+            raise absent(name_of(want))  # what is not on this shelf is nowhere
         origin = self._directory.origin_of(want.source)
         in_thread, trusted = asyncio.get_running_loop().run_in_executor, self._keyring.required(want.source)
         found = await in_thread(self._threads, resolve.find, origin, want)

@@ -122,7 +122,10 @@ class SafetySettings(Frozen):
 
 
 class BundleSettings(Frozen):
+    #: What bundles are signed with, 32 bytes or more; None makes one for this store. Only the daemon may read it.
     key_file: str | None = None
+    #: Bytes of one bundle's archive.
+    max_size: Bytes = 4 << 30
 
 
 class PublishSettings(Frozen):

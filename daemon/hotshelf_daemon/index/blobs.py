@@ -68,15 +68,24 @@ def mark_verified(db: sqlite3.Connection, digests: Iterable[Digest]) -> None:
     db.executemany("UPDATE blobs SET verified_at = ? WHERE digest = ?", [(now, digest) for digest in digests])
 
 
+_BUNDLES = """
+    WITH bundled AS (SELECT revision FROM bundles UNION SELECT revision FROM replaced_bundles)
+    SELECT coalesce(sum(b.size), 0) FROM blobs b
+    WHERE b.deleting = 0 AND b.digest IN (SELECT digest FROM files WHERE revision IN bundled)
+      AND NOT EXISTS (SELECT 1 FROM files f WHERE f.digest = b.digest AND f.revision NOT IN bundled)
+"""
+
+
 def bytes_by_state(db: sqlite3.Connection) -> dict[str, int]:
-    """Held bytes that the index knows of: ready, trash (marked for deletion) and ingest (reserved or being written)."""
+    """Held bytes that the index knows of, each blob once: ready, trash (marked for deletion), ingest (reserved or being
+    written) and bundles (of blobs that nothing but bundles holds)."""
     ready, trash = db.execute(
         "SELECT coalesce(sum(CASE WHEN deleting THEN 0 ELSE size END), 0), coalesce(sum(CASE WHEN deleting THEN size END), 0)"
         " FROM blobs"
     ).fetchone()
     (ingest,) = db.execute("SELECT coalesce(sum(size), 0) FROM ingests").fetchone()
-    (bundles,) = db.execute("SELECT coalesce(sum(size), 0) FROM bundles").fetchone()
-    return {"ready": ready, "trash": trash, "ingest": ingest, "bundles": bundles}
+    (bundles,) = db.execute(_BUNDLES).fetchone()
+    return {"ready": ready - bundles, "trash": trash, "ingest": ingest, "bundles": bundles}
 
 
 def learn(db: sqlite3.Connection, facts: Iterable[Learnt]) -> None:

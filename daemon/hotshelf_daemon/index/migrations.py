@@ -36,6 +36,13 @@ def m003_add_pipelines_and_hand_ins(db: Database) -> None:
 
 
 @migrations()
+def m004_sign_bundles(db: Database) -> None:
+    """The tree and the signature of a bundle; who else built the same; those whose place another has taken."""
+    for statement in _M004.split(";\n\n"):
+        db.execute(statement)
+
+
+@migrations()
 def m005_add_who_signed(db: Database) -> None:
     """The key that vouched for what a ref names. Nobody vouched for what is there already."""
     for statement in _M005.split(";\n\n"):
@@ -213,6 +220,25 @@ CREATE VIEW v_waste AS
     UNION ALL
     SELECT 'never used again', s.revision, s.bytes FROM snapshots s WHERE s.uses <= 1
 """
+
+_M004 = """
+ALTER TABLE bundles ADD COLUMN revision TEXT NOT NULL DEFAULT '';
+
+ALTER TABLE bundles ADD COLUMN hmac TEXT NOT NULL DEFAULT '';
+
+CREATE INDEX bundles_by_revision ON bundles (revision);
+
+CREATE TABLE bundle_builders (
+    environment_key TEXT NOT NULL, graph_key TEXT NOT NULL, uid INTEGER NOT NULL,
+    PRIMARY KEY (environment_key, graph_key, uid)
+) WITHOUT ROWID;
+
+CREATE TABLE replaced_bundles (
+    revision TEXT NOT NULL, environment_key TEXT NOT NULL, graph_key TEXT NOT NULL,
+    PRIMARY KEY (revision, environment_key, graph_key)
+) WITHOUT ROWID
+"""
+
 
 _M005 = """
 ALTER TABLE refs ADD COLUMN signed_by TEXT;

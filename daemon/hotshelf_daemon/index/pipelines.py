@@ -98,12 +98,7 @@ def put(db: sqlite3.Connection, one: Built, *, published_to: str | None = None) 
         db.execute("DELETE FROM pipeline_builders WHERE key = ?", (one.key,))
     else:
         add_builder(db, one.key, before.uid)  # who built the same tree before goes on being one who did
-    # As if it had just been leased: what was built a moment ago must not be the first to go.
-    db.execute(
-        "UPDATE snapshots SET last_grant = max(last_grant, (SELECT seq FROM sqlite_sequence WHERE name = 'leases'))"
-        " WHERE revision = ?",
-        (one.revision,),
-    )
+    snapshots.freshen(db, one.revision)
     return stale
 
 

@@ -200,6 +200,15 @@ def touch(db: sqlite3.Connection, revision: Revision, grant: int) -> None:
     )
 
 
+def freshen(db: sqlite3.Connection, revision: Revision) -> None:
+    """As if it had just been leased: what was built a moment ago must not be the first to go."""
+    db.execute(
+        "UPDATE snapshots SET last_grant = max(last_grant, (SELECT seq FROM sqlite_sequence WHERE name = 'leases'))"
+        " WHERE revision = ?",
+        (revision,),
+    )
+
+
 # ---- resolutions
 
 

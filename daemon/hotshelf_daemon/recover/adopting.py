@@ -57,7 +57,7 @@ class Adoption:
         for digest in [*self._left]:
             await self._take_in([digest])
         async with self._shelf.hand:
-            rebuilt = await asyncio.to_thread(settle, self._shelf.layout, self._shelf.index)
+            rebuilt = await asyncio.to_thread(settle, self._shelf.layout, self._shelf.index, self._shelf.bundle_key)
         log.info("the shelf is read", extra={"rebuilt": rebuilt})
 
     def stop(self) -> None:
@@ -73,7 +73,9 @@ class Adoption:
                 async with self._shelf.hand:
                     brought |= await self._shelf.index.write(lambda db: adopt_ref(db, row=row), durable=True)  # noqa: B023
                     if row.source.startswith("pipeline:"):
-                        await asyncio.to_thread(settle, self._shelf.layout, self._shelf.index, waiting={*self._left})
+                        await asyncio.to_thread(
+                            settle, self._shelf.layout, self._shelf.index, self._shelf.bundle_key, waiting={*self._left}
+                        )
         return brought
 
     async def _bring(self, revision: Revision) -> bool:

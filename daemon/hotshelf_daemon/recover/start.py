@@ -20,7 +20,7 @@ from functools import partial
 from hotshelf_daemon.index import Index, blobs, ingests, journal, leases, snapshots
 from hotshelf_daemon.index.leases import PinRow
 from hotshelf_daemon.index.snapshots import RefRow
-from hotshelf_daemon.recover import pipelines, strangers
+from hotshelf_daemon.recover import bundles, pipelines, strangers
 from hotshelf_daemon.store import Layout, trees
 from hotshelf_daemon.store import blobs as files
 from hotshelf_shared.digest import Digest, Revision
@@ -43,10 +43,11 @@ class Recovered:
     left: int = 0
 
 
-def recover(layout: Layout, index: Index, *, patience_bytes: float = math.inf) -> Recovered:
+def recover(layout: Layout, index: Index, bundle_key: bytes, *, patience_bytes: float = math.inf) -> Recovered:
     """Runs before anything is served. Safe to be killed at any point and run again.
 
-    With more than `patience_bytes` of blobs to be hashed, none is: `Adoption` does that while the daemon serves.
+    Of bundles only those are believed that are signed with `bundle_key`. With more than `patience_bytes` of blobs to be
+    hashed, none is: `Adoption` does that while the daemon serves.
     """
     index.write_now(_forget_what_was_under_way)
     _empty_trash(layout)
@@ -62,15 +63,15 @@ def recover(layout: Layout, index: Index, *, patience_bytes: float = math.inf) -
         quarantined += len(verdicts) - adopted
         unknown = {}
     _drop_leftovers(layout, index)
-    rebuilt = settle(layout, index, waiting=unknown)
+    rebuilt = settle(layout, index, bundle_key, waiting=unknown)
     found = Recovered(len(lost), adopted, quarantined, len(damaged), rebuilt, len(unknown))
     if found != Recovered(0, 0, 0, 0, 0):
         log.warning("the store was put right", extra={name: getattr(found, name) for name in Recovered.__slots__})
     return found
 
 
-def settle(layout: Layout, index: Index, *, waiting: Container[Digest] = ()) -> int:
-    """Snapshots, refs, pins and pipelines, from their records; how many were rebuilt.
+def settle(layout: Layout, index: Index, bundle_key: bytes, *, waiting: Container[Digest] = ()) -> int:
+    """Snapshots, refs, pins, pipelines and bundles, from their records; how many were rebuilt.
 
     What needs a blob that is still `waiting` to be looked at is left alone.
     """
@@ -79,7 +80,8 @@ def settle(layout: Layout, index: Index, *, waiting: Container[Digest] = ()) -> 
     _lay_out_missing(layout, index)
     _adopt_refs(layout, index, pending)
     _adopt_pins(layout, index)
-    return rebuilt + pipelines.reconcile(layout, index, pending)
+    rebuilt += pipelines.reconcile(layout, index, pending)
+    return rebuilt + bundles.reconcile(layout, index, bundle_key, pending)
 
 
 def _forget_what_was_under_way(db: sqlite3.Connection) -> None:

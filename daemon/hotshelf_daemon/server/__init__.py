@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from hotshelf_daemon.acquire import Peer
+from hotshelf_daemon.server import bundling, handing
 from hotshelf_daemon.server import calls as workers_calls
-from hotshelf_daemon.server import handing
+from hotshelf_daemon.server.bundling import Bundling
 from hotshelf_daemon.server.calls import Calls, Route, health
 from hotshelf_daemon.server.handing import Handing
 from hotshelf_daemon.server.openapi import document
@@ -19,9 +20,9 @@ from hotshelf_daemon.server.unix import listen_on, remove_own
 from hotshelf_shared.errors import DaemonUnavailable
 from hotshelf_shared.wire import MAX_RENEW_BODY_BYTES
 
-__all__ = ["ROUTES", "Calls", "Guard", "Handing", "application", "health", "listen_on", "remove_own", "shedding"]
+__all__ = ["ROUTES", "Bundling", "Calls", "Guard", "Handing", "application", "health", "listen_on", "remove_own", "shedding"]
 
-ROUTES = (*workers_calls.ROUTES, *handing.ROUTES)
+ROUTES = (*workers_calls.ROUTES, *handing.ROUTES, *bundling.ROUTES)
 
 
 def application(calls: Calls, guard: Guard) -> web.Application:

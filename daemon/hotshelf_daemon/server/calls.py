@@ -22,6 +22,7 @@ from hotshelf_shared.manifest import parse_json
 from hotshelf_shared.wire import AcquireRequest, LeaseAnswer, RenewRequest
 
 if TYPE_CHECKING:
+    from hotshelf_daemon.server.bundling import Bundling
     from hotshelf_daemon.server.handing import Handing
 
 Call = Callable[["Calls", web.Request, Peer], Awaitable[web.StreamResponse]]
@@ -36,12 +37,13 @@ class Calls:
     leasing: Leasing
     keeping: Keeping
     handing: Handing
+    bundling: Bundling
     version: str
     began: float
     keepers: dict[asyncio.BaseTransport, tuple[int, str]]
 
     async def acquire(self, request: web.Request, peer: Peer) -> web.StreamResponse:
-        order = AcquireRequest.parse(await _read(request))
+        order = AcquireRequest.parse(await read_body(request))
         gauge = Gauge(" ".join(str(wish.source) for wish in order.wishes))
 
         async def work() -> list[LeaseAnswer]:
@@ -57,11 +59,11 @@ class Calls:
         return web.Response(body=text.encode(), content_type=wire.JSON)
 
     async def resolve(self, request: web.Request, peer: Peer) -> web.StreamResponse:
-        found = await self.desk.resolve(AcquireRequest.parse(await _read(request)), peer)
+        found = await self.desk.resolve(AcquireRequest.parse(await read_body(request)), peer)
         return as_json({"resolved": [wire.resolved(*one) for one in found]})
 
     async def renew(self, request: web.Request, peer: Peer) -> web.StreamResponse:
-        order = RenewRequest.parse(await _read(request, wire.MAX_RENEW_BODY_BYTES))
+        order = RenewRequest.parse(await read_body(request, wire.MAX_RENEW_BODY_BYTES))
         if request.transport is not None:
             self.keepers[request.transport] = (peer.uid, order.client)
         kept = await self.leasing.renew(order, peer)
@@ -162,7 +164,7 @@ def _granted(order: AcquireRequest, answers: list[LeaseAnswer]) -> str:
     return f'"lease": {answers[0].to_json()}'
 
 
-async def _read(request: web.Request, limit: int = wire.MAX_ACQUIRE_BODY_BYTES) -> bytes:
+async def read_body(request: web.Request, limit: int = wire.MAX_ACQUIRE_BODY_BYTES) -> bytes:
     """The body. Raises TooLarge beyond `limit` bytes."""
     data = b"" if (request.content_length or 0) > limit else await request.read()
     if max(len(data), request.content_length or 0) > limit:
@@ -171,7 +173,7 @@ async def _read(request: web.Request, limit: int = wire.MAX_ACQUIRE_BODY_BYTES) 
 
 
 async def _body(request: web.Request, *known: str) -> dict[str, Any]:
-    data = await _read(request)
+    data = await read_body(request)
     body = parse_json(data, "the body", InvalidRequest) if data else {}
     if not isinstance(body, dict) or set(body) - set(known):
         raise InvalidRequest(f"the body is a JSON object with no other field than {', '.join(known)}")

@@ -56,7 +56,7 @@ _SCHEMAS: dict[str, Any] = {
             "grant": {"type": "integer"},
             "revision": _DIGEST,
             "path": {"type": "string"},
-            "kind": {"enum": ["tree", "file"]},
+            "kind": {"enum": ["tree", "file", "bundle"]},
             "files": {"type": "array", "items": {"type": "object", "required": ["path", "digest", "size"]}},
             "skipped": {"type": "array", "items": {"type": "object", "required": ["path", "reason"]}},
             "expires_s": {"type": "number"},
@@ -124,15 +124,40 @@ _SCHEMAS |= {
         },
     },
 }
+_SCHEMAS |= {
+    "BindBundle": {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["digest", "size"],
+        "properties": {"digest": _DIGEST, "size": {"type": "integer", "minimum": 1}},
+    },
+    "Bundle": {
+        "type": "object",
+        "required": ["environment_key", "graph_key", "digest", "size", "uid", "created_at", "revision", "path"],
+        "properties": {
+            "environment_key": {"type": "string"},
+            "graph_key": {"type": "string"},
+            "digest": _DIGEST,
+            "size": {"type": "integer"},
+            "uid": {"type": "integer"},
+            "created_at": {"type": "string"},
+            "revision": _DIGEST,
+            "path": {"type": "string"},
+        },
+    },
+}
 _BODIES = {
     ("POST", "/v1/leases"): "Acquire",
     ("POST", "/v1/leases/renew"): "Renew",
     ("PUT", "/v1/pipelines/{key}"): "Bind",
+    ("PUT", "/v1/bundles/{environment_key}/{graph_key}"): "BindBundle",
 }
 _ANSWERS = {
     ("POST", "/v1/leases"): "Lease",
     ("GET", "/v1/pipelines/{key}"): "Pipeline",
     ("PUT", "/v1/pipelines/{key}"): "Pipeline",
+    ("GET", "/v1/bundles/{environment_key}/{graph_key}"): "Bundle",
+    ("PUT", "/v1/bundles/{environment_key}/{graph_key}"): "Bundle",
 }
 
 

@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from hotshelf_daemon.store import durable
 from hotshelf_daemon.store.layout import Layout
@@ -96,11 +97,25 @@ def read(layout: Layout, digest: Digest, limit: int) -> bytes:
 
 def size_of(layout: Layout, digest: Digest) -> int | None:
     """Its size on disk; None when there is no such regular file. What the index says is held against this."""
+    return None if (seen := mark(layout, digest)) is None else seen.size
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Which file it is and when it last changed: nobody but the kernel sets `changed_ns`, so an equal mark is an equal file."""
+
+    inode: int
+    size: int
+    changed_ns: int
+
+
+def mark(layout: Layout, digest: Digest) -> Mark | None:
+    """None when there is no such regular file."""
     try:
         seen = os.stat(digest.hex, dir_fd=layout.shard(digest.hex), follow_symlinks=False)
     except FileNotFoundError:
         return None
-    return seen.st_size if stat.S_ISREG(seen.st_mode) else None
+    return Mark(seen.st_ino, seen.st_size, seen.st_ctime_ns) if stat.S_ISREG(seen.st_mode) else None
 
 
 def is_right(layout: Layout, digest: Digest) -> bool:

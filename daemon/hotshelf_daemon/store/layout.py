@@ -19,7 +19,7 @@ from hotshelf_daemon.store import durable
 from hotshelf_shared.errors import BadConfiguration
 
 LOCK = ".lock"
-_ON_ONE_DEVICE = ("blobs/sha256", "snapshots", "manifests", "pipelines", "ingest", "trash")
+_ON_ONE_DEVICE = ("blobs/sha256", "snapshots", "manifests", "pipelines", "bundles", "ingest", "trash")
 FOLDERS = ("blobs", "manifests", "refs", "pins", "snapshots", "pipelines", "bundles", "hub", "ingest", "trash", "quarantine")
 
 

@@ -114,6 +114,11 @@ def names(layout: Layout) -> list[str]:
 
 def write_record(layout: Layout, folder: str, name: str, data: bytes) -> None:
     """Atomic and durable; replaces."""
+    write_whole(layout, layout[folder], name, data)
+
+
+def write_whole(layout: Layout, folder: int, name: str, data: bytes) -> None:
+    """A small file in an open folder of the store: unseen until it is complete and on the disk; replaces."""
     unseen = f"{secrets.token_hex(8)}.rec"
     fd = durable.create(layout["ingest"], unseen, 0)
     try:
@@ -123,12 +128,12 @@ def write_record(layout: Layout, folder: str, name: str, data: bytes) -> None:
             os.close(fd)
             raise
         durable.seal(fd)
-        os.rename(unseen, name, src_dir_fd=layout["ingest"], dst_dir_fd=layout[folder])
+        os.rename(unseen, name, src_dir_fd=layout["ingest"], dst_dir_fd=folder)
     except BaseException:
         with contextlib.suppress(OSError):
             layout.remove("ingest", unseen)
         raise
-    os.fsync(layout[folder])
+    os.fsync(folder)
 
 
 def write_json(layout: Layout, folder: str, name: str, body: dict[str, Any]) -> None:

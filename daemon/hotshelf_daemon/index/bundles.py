@@ -1,0 +1,104 @@
+"""Rows of bound bundles: the signed document that a name stands for, who built the same, and those that were replaced.
+
+A replaced bundle's row stays for as long as its snapshot does: a worker may still lease its folder.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+from hotshelf_daemon.index import snapshots
+from hotshelf_daemon.states import SnapshotState
+from hotshelf_shared.bundle import Bundle, BundleName
+from hotshelf_shared.digest import Digest, Revision
+
+_ROW = "environment_key, graph_key, digest, size, uid, created_at, hmac"
+
+
+@dataclass(frozen=True, slots=True)
+class BundleRow:
+    """`builders` are the uids that built exactly this archive, `bundle.uid` the first; `state` is its snapshot's."""
+
+    bundle: Bundle
+    state: SnapshotState
+    builders: frozenset[int]
+
+    @property
+    def is_ready(self) -> bool:
+        return self.state is SnapshotState.READY
+
+
+def find(db: sqlite3.Connection, name: BundleName) -> BundleRow | None:
+    found = db.execute(f"SELECT {_ROW} FROM bundles WHERE environment_key = ? AND graph_key = ?", _key(name)).fetchone()
+    if found is None:
+        return None
+    bundle = _bundle(found)
+    others = db.execute("SELECT uid FROM bundle_builders WHERE environment_key = ? AND graph_key = ?", _key(name))
+    builders = frozenset({bundle.uid, *(int(uid) for (uid,) in others)})
+    return BundleRow(bundle, snapshots.state(db, bundle.revision), builders)
+
+
+def everything(db: sqlite3.Connection) -> dict[BundleName, Bundle]:
+    return {bundle.name: bundle for bundle in map(_bundle, db.execute(f"SELECT {_ROW} FROM bundles"))}
+
+
+def replaced(db: sqlite3.Connection) -> set[tuple[BundleName, Revision]]:
+    rows = db.execute("SELECT environment_key, graph_key, revision FROM replaced_bundles")
+    return {(BundleName(environment_key, graph_key), Revision(revision)) for environment_key, graph_key, revision in rows}
+
+
+def put(db: sqlite3.Connection, bundle: Bundle) -> None:
+    """Binds the name to this bundle, whatever it was bound to before."""
+    before, key = find(db, bundle.name), _key(bundle.name)
+    if before is None or before.bundle.revision != bundle.revision:
+        db.execute("DELETE FROM bundle_builders WHERE environment_key = ? AND graph_key = ?", key)
+    if before is not None and before.bundle.revision != bundle.revision:
+        db.execute("INSERT OR IGNORE INTO replaced_bundles VALUES (?, ?, ?)", (before.bundle.revision, *key))
+    db.execute(
+        "DELETE FROM replaced_bundles WHERE revision = ? AND environment_key = ? AND graph_key = ?", (bundle.revision, *key)
+    )
+    db.execute(
+        f"INSERT OR REPLACE INTO bundles ({_ROW}, revision) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (*key, bundle.digest, bundle.size, bundle.uid, bundle.issued, bundle.hmac, bundle.revision),
+    )
+    snapshots.freshen(db, bundle.revision)
+
+
+def add_builder(db: sqlite3.Connection, name: BundleName, uid: int) -> None:
+    """Another uid built the same archive, byte for byte."""
+    db.execute("INSERT OR IGNORE INTO bundle_builders VALUES (?, ?, ?)", (*_key(name), uid))
+
+
+def drop(db: sqlite3.Connection, name: BundleName) -> None:
+    """Forgets what the name stands for."""
+    for table in ("bundles", "bundle_builders"):
+        db.execute(f"DELETE FROM {table} WHERE environment_key = ? AND graph_key = ?", _key(name))
+
+
+def drop_revision(db: sqlite3.Connection, revision: Revision) -> list[BundleName]:
+    """Its snapshot goes: so does every bundle that it is or was. Their names."""
+    bound = [
+        BundleName(*row) for row in db.execute("SELECT environment_key, graph_key FROM bundles WHERE revision = ?", (revision,))
+    ]
+    was = db.execute("SELECT environment_key, graph_key FROM replaced_bundles WHERE revision = ?", (revision,))
+    gone = [*bound, *(BundleName(*row) for row in was)]
+    for name in bound:
+        drop(db, name)
+    db.execute("DELETE FROM replaced_bundles WHERE revision = ?", (revision,))
+    return gone
+
+
+def of_revision(db: sqlite3.Connection, revision: Revision) -> list[str]:
+    """The names that stand for it."""
+    rows = db.execute("SELECT environment_key, graph_key FROM bundles WHERE revision = ?", (revision,))
+    return sorted(str(BundleName(*row)) for row in rows)
+
+
+def _key(name: BundleName) -> tuple[str, str]:
+    return name.environment_key, name.graph_key
+
+
+def _bundle(row: tuple[str, str, str, int, int, float, str]) -> Bundle:
+    environment_key, graph_key, digest, size, uid, created_at, hmac = row
+    return Bundle(BundleName(environment_key, graph_key), Digest(digest), int(size), int(uid), int(created_at), hmac)
