@@ -178,6 +178,19 @@ def test_a_manifest_over_eight_mebibytes_is_refused_unread() -> None:
         Manifest.parse(b" " * ((8 << 20) + 1))
 
 
+def test_a_manifest_of_eight_mebibytes_is_read() -> None:
+    tree = Manifest.of({"a": FileEntry(Digest.of(b""), 0)})
+    assert Manifest.parse(tree.canonical().ljust(8 << 20)) == tree
+
+
+def test_rows_are_the_files_as_json_in_order() -> None:
+    tree = Manifest.of({"b": FileEntry(Digest.of(b"b"), 2), "a": FileEntry(Digest.of(b"a"), 1)})
+    assert json.loads(tree.rows_json) == [
+        {"path": "a", "digest": Digest.of(b"a"), "size": 1},
+        {"path": "b", "digest": Digest.of(b"b"), "size": 2},
+    ]
+
+
 @pytest.mark.parametrize("piece", [b"[],", b"{},", b"1,", b'"",'])
 def test_millions_of_values_are_refused_at_once(piece: bytes) -> None:
     began = time.process_time()
