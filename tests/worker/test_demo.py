@@ -51,8 +51,9 @@ def test_the_light_demo_needs_no_torch_works_twice_and_leaves_nothing_running(tm
 
 def test_an_interrupted_demo_leaves_no_process_and_no_socket(tmp_path: pathlib.Path) -> None:
     child = subprocess.Popen(
-        [sys.executable, "-m", "hotshelf", "demo", "--lite"], cwd=tmp_path, env=clean_environment(TMPDIR=str(tmp_path)),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        # What runs in a shell's background inherits deafness to SIGINT.
+        ["env", "--default-signal=INT", sys.executable, "-m", "hotshelf", "demo", "--lite"],
+        cwd=tmp_path, env=clean_environment(TMPDIR=str(tmp_path)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:
         wait_until(lambda: list(tmp_path.glob("hotshelf-demo-*/hotshelfd.log")), timeout_s=60)
