@@ -8,6 +8,7 @@ have the same revision on every machine.
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ MAX_FILE_BYTES = 1 << 50
 #: Anybody may have written it, and a parser that is fed millions of lists keeps everything else from running for seconds.
 MAX_MARKS = {b"{": 4 * MAX_FILES, b"[": 4 * MAX_FILES, b",": 8 * MAX_FILES}
 FORMAT_VERSION = 1
+_HALF = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,7 @@ def refuse_millions(data: bytes, what: str, error: type[HotshelfError]) -> None:
 
 
 def parse_json(data: bytes | str, what: str, error: type[HotshelfError]) -> Any:
-    """JSON without duplicate keys, NaN or unbounded nesting; any of them raises `error`."""
+    """JSON in UTF-8 without duplicate keys, NaN, half characters or unbounded nesting; any of them raises `error`."""
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         body = dict(pairs)
@@ -178,6 +180,10 @@ def parse_json(data: bytes | str, what: str, error: type[HotshelfError]) -> Any:
         raise ValueError(f"{name} is not JSON")
 
     try:
-        return json.loads(data, object_pairs_hook=no_duplicates, parse_constant=no_constants)
+        text = data if isinstance(data, str) else data.decode()
+        body = json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constants)
+        if _HALF.search(text):  # half of a surrogate pair is no text: whoever writes it down or hashes it would stumble
+            json.dumps(body, ensure_ascii=False).encode()
+        return body
     except (ValueError, RecursionError) as bad:
         raise error(f"{what} is not valid JSON: {str(bad)[:120] or 'nested too deeply'}") from bad

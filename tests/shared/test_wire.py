@@ -260,3 +260,17 @@ def test_progress_of_a_newer_daemon_is_understood() -> None:
 def test_the_nearest_word_is_a_question_and_no_near_word_a_list() -> None:
     assert nearest("budgett", ["budget", "store"]) == "Did you mean 'budget'?"
     assert nearest("zzz", ["store", "budget"]) == "Known: budget, store."
+
+
+@pytest.mark.parametrize("half", [b"\xed\xa0\x80", b"\\ud800", b"\\uDFFF", b"\\ud800\\ud800"])
+@pytest.mark.parametrize("field", ["source", "revision", "allow_patterns", "ignore_patterns", "client"])
+def test_half_a_character_is_refused_and_a_whole_one_is_not(field: str, half: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        AcquireRequest.parse(json.dumps({"source": "m", field: "@"}).encode().replace(b"@", half))
+    whole = AcquireRequest.parse(b'{"source": "m", "allow_patterns": ["\\ud83d\\ude00.json", "\xf0\x9f\x98\x80"]}')
+    assert {*whole.wishes[0].patterns.allow or ()} == {"\U0001f600.json", "\U0001f600"}
+
+
+def test_what_is_not_utf_8_is_refused() -> None:
+    with pytest.raises(InvalidRequest):
+        AcquireRequest.parse('{"source": "m"}'.encode("utf-16"))
