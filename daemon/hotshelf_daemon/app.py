@@ -35,7 +35,7 @@ from hotshelf_daemon.ingest import Ingests
 from hotshelf_daemon.metrics import Metrics
 from hotshelf_daemon.origin import Directory, Origin, Retrying
 from hotshelf_daemon.origin.counting import Counting
-from hotshelf_daemon.recover import PATIENCE_BYTES, Adoption, recover
+from hotshelf_daemon.recover import recover
 from hotshelf_daemon.server.unix import group_id
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import Layout
@@ -72,7 +72,7 @@ def open_shelf(settings: Settings, metrics: Metrics, *, distrusting: bool = Fals
         key = bundle_key(layout, settings.bundles.key_file)
         index = open_index(settings.index_path, distrusting=distrusting)
         try:
-            recover(layout, index, key, patience_bytes=PATIENCE_BYTES)
+            recover(layout, index, key)
         except BaseException:
             index.close()
             raise
@@ -134,7 +134,6 @@ async def running(shelf: Shelf, stopping: asyncio.Event | None = None) -> AsyncI
     preparer = Preparer(shelf, Directory(settings, decorated), ingests, pipelines)
     freshness = Freshness(shelf, preparer)
     leasing = Leasing(shelf)
-    adoption = Adoption(shelf)
     keeping = Keeping(shelf, names, preparer)
     bundles = Bundles(shelf, keeping.condemn)
     hand_ins = HandIns(shelf, preparer, ingests.receiver)
@@ -142,7 +141,7 @@ async def running(shelf: Shelf, stopping: asyncio.Event | None = None) -> AsyncI
     binder = Binder(shelf, names, pipelines, hand_ins, version=hotshelf_version(), on_bound=publisher.wake)
     calls = server.Calls(
         shelf=shelf,
-        desk=Desk(shelf, names, preparer, freshness, leasing, pipelines=pipelines, bundles=bundles, adoption=adoption),
+        desk=Desk(shelf, names, preparer, freshness, leasing, pipelines=pipelines, bundles=bundles),
         leasing=leasing,
         keeping=keeping,
         handing=server.Handing(hand_ins, binder, pipelines),
@@ -159,9 +158,6 @@ async def running(shelf: Shelf, stopping: asyncio.Event | None = None) -> AsyncI
         stack.push_async_callback(freshness.stop)
         stack.push_async_callback(publisher.stop)
         publisher.start()
-        adopting = asyncio.create_task(adoption.run())
-        stack.callback(adoption.stop)
-        stack.callback(adopting.cancel)
         listening = await stack.enter_async_context(_unix(calls, shelf))
         if settings.listen:
             await stack.enter_async_context(_tcp(shelf))

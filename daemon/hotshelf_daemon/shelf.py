@@ -29,8 +29,6 @@ class Shelf:
     hand: asyncio.Lock = field(default_factory=asyncio.Lock)
     #: Leases granted while the index could not be written, by id: collection heeds them like those in the index.
     unwritten: dict[str, LeaseRow] = field(default_factory=dict)
-    #: Bytes of blobs that nobody has looked at since the index was lost: they take room and are not served.
-    unread_bytes: int = 0
 
     def held_unwritten(self) -> set[Revision]:
         return {row.revision for row in self.unwritten.values() if row.revision is not None}
@@ -38,7 +36,6 @@ class Shelf:
     def held_bytes(self) -> dict[str, int]:
         """By the states of the contract; trash and quarantine include what lies in their folders."""
         held = self.index.read(blobs.bytes_by_state)
-        held["ready"] += self.unread_bytes
         held["trash"] += self.layout.folder_bytes("trash")
         held["quarantine"] = self.layout.folder_bytes("quarantine")
         return held

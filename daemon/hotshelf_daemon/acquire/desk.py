@@ -25,7 +25,6 @@ from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.origin import Changed
 from hotshelf_daemon.plan import Resolution
 from hotshelf_daemon.provenance import Unvouched
-from hotshelf_daemon.recover import Adoption
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import trees
 from hotshelf_shared.errors import HotshelfError, IntegrityError, Timeout
@@ -44,10 +43,9 @@ class Desk:
         *,
         pipelines: Pipelines,
         bundles: Bundles,
-        adoption: Adoption | None = None,
     ) -> None:
         self._shelf = shelf
-        self._pipelines, self._bundles, self._adoption = pipelines, bundles, adoption
+        self._pipelines, self._bundles = pipelines, bundles
         self._leasing = leasing
         self._names = names
         self._preparer = preparer
@@ -68,10 +66,7 @@ class Desk:
                 return answers
             try:
                 async with asyncio.timeout(request.timeout_s):
-                    if await self._adopt(wants) and (hit := await self._hit(wants, holder)) is not None:
-                        outcome, answers = "hit", hit
-                    else:
-                        outcome, answers = await self._miss(wants, holder, gauge)
+                    outcome, answers = await self._miss(wants, holder, gauge)
             except TimeoutError as late:
                 done = gauge.progress()
                 raise Timeout(
@@ -110,7 +105,6 @@ class Desk:
         None for files whose digests nobody knows before they are read. Raises what `acquire` does.
         """
         wants = [self._names.want(wish) for wish in request.wishes]
-        await self._adopt(wants)
         await self._pipelines.admit(wants, uid=peer.uid)
         await self._bundles.admit(wants, uid=peer.uid)
         refs = self._held(wants, peer.uid)
@@ -135,13 +129,6 @@ class Desk:
             for want in wants:
                 self._freshness.hit(want)
         return granted
-
-    async def _adopt(self, wants: Iterable[Want]) -> bool:
-        """While a shelf without an index is being read: whether what is wanted has been found there."""
-        if self._adoption is None or self._adoption.is_over:
-            return False
-        both = [each for want in wants for each in (want, self._names.unpinned(want)) if each is not None]
-        return await self._adoption.bring(each.key for each in both)
 
     async def _miss(self, wants: Sequence[Want], holder: Holder, gauge: Gauge) -> tuple[str, list[LeaseAnswer]]:
         """Restarts once when the origin changes meanwhile: then everything is resolved anew."""

@@ -8,7 +8,7 @@ folder; it becomes an event.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from functools import partial
 
 from hotshelf_daemon.index import Index, bundles, journal, leases, snapshots
@@ -18,8 +18,8 @@ from hotshelf_shared.bundle import Bundle, BundleName
 from hotshelf_shared.digest import Revision
 
 
-def reconcile(layout: Layout, index: Index, key: bytes, pending: Container[Revision] = ()) -> int:
-    """Runs when snapshots have been put right. How many were adopted; those of `pending` revisions wait."""
+def reconcile(layout: Layout, index: Index, key: bytes) -> int:
+    """Runs when snapshots have been put right. How many were adopted."""
     _drop_unsigned_rows(index, key)
     index.write_now(_drop_rows_without_snapshot, durable=True)
     leased = index.read(_leased)
@@ -31,8 +31,7 @@ def reconcile(layout: Layout, index: Index, key: bytes, pending: Container[Revis
     adopted = index.read(lambda db: _adoptable(db, signed))
     for bundle in adopted:
         index.write_now(partial(bundles.put, bundle=bundle), durable=True)
-    waiting = {bundle.revision.hex for bundle in signed if bundle.revision in pending}
-    _make_true(layout, index, leased | waiting)
+    _make_true(layout, index, leased)
     return len(adopted)
 
 
@@ -55,15 +54,15 @@ def _adoptable(db: sqlite3.Connection, signed: Iterable[Bundle]) -> list[Bundle]
     return list(last.values())
 
 
-def _make_true(layout: Layout, index: Index, needed: set[str]) -> None:
-    """Every row has its folder, and every folder is a row's, or was, or is needed: leased, or waiting for its archive."""
+def _make_true(layout: Layout, index: Index, leased: set[str]) -> None:
+    """Every row has its folder, and every folder is a row's, or was, or is leased."""
     bound, replaced = index.read(bundles.everything), index.read(bundles.replaced)
     for name, bundle in bound.items():
         if folders.read(layout, name, bundle.revision.hex) != bundle:
             folders.put(layout, bundle)
     known = {_place(bundle) for bundle in bound.values()} | {(name, revision.hex) for name, revision in replaced}
     for name, revision in folders.names(layout):
-        if (name, revision) not in known and revision not in needed:
+        if (name, revision) not in known and revision not in leased:
             folders.remove(layout, name, revision)
 
 

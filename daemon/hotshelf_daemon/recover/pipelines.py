@@ -7,23 +7,21 @@ key of the folder and its snapshot is ready; anything else in there goes to quar
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Container
 
 from hotshelf_daemon.index import Index, journal, pipelines, snapshots
 from hotshelf_daemon.store import Layout, trees
 from hotshelf_daemon.store import pipelines as folders
 from hotshelf_shared.built import Built
-from hotshelf_shared.digest import Revision
 
 
-def reconcile(layout: Layout, index: Index, pending: Container[Revision] = ()) -> int:
-    """Runs when snapshots and refs have been put right. How many were adopted; those of `pending` revisions wait."""
+def reconcile(layout: Layout, index: Index) -> int:
+    """Runs when snapshots and refs have been put right. How many were adopted."""
     _drop_rows_without_snapshot(layout, index)
     known = index.read(_everything)
     adopted = 0
     for name in folders.names(layout):
         if name not in known:
-            adopted += _adopt(layout, index, name, pending)
+            adopted += _adopt(layout, index, name)
         elif folders.read(layout, name) != known[name]:
             folders.put(layout, known[name])
     for key in known.keys() - set(folders.names(layout)):
@@ -44,14 +42,12 @@ def _drop_rows_without_snapshot(layout: Layout, index: Index) -> None:
             trees.drop_record(layout, "refs", f"{wish}.json")
 
 
-def _adopt(layout: Layout, index: Index, name: str, pending: Container[Revision]) -> bool:
+def _adopt(layout: Layout, index: Index, name: str) -> bool:
     built = folders.read(layout, name)
     if built is None:
         kept = layout.quarantine(layout["pipelines"], name)
         why = f"its build.json does not say what the folder is; kept as quarantine/{kept}"
         index.write_now(lambda db: journal.event(db, "pipeline_refused", f"pipeline:{name}"[:200], why))
-        return False
-    if built.revision in pending:
         return False
     if not index.read(lambda db: snapshots.is_ready(db, built.revision)):
         folders.remove(layout, name)  # evicted half-way, or its blobs are lost: nothing that could be served

@@ -2,18 +2,17 @@
 
 A row without its file is dropped and its snapshots are damaged; a file without a row is hashed, then adopted or
 quarantined (`strangers`); unfinished deletions are finished; leftovers of unfinished work go. What stands in manifests/,
-refs/ and pins/ rebuilds an index that was lost. Hashing a large shelf takes minutes: it can be left to `adopting`.
+refs/ and pins/ rebuilds an index that was lost.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import re
 import sqlite3
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -39,49 +38,32 @@ class Recovered:
     quarantined: int
     damaged: int
     rebuilt: int
-    #: Blobs that are still to be looked at, because there were more bytes of them than the caller would wait for.
-    left: int = 0
 
 
-def recover(layout: Layout, index: Index, bundle_key: bytes, *, patience_bytes: float = math.inf) -> Recovered:
+def recover(layout: Layout, index: Index, bundle_key: bytes) -> Recovered:
     """Runs before anything is served. Safe to be killed at any point and run again.
 
-    Of bundles only those are believed that are signed with `bundle_key`. With more than `patience_bytes` of blobs to be
-    hashed, none is: `Adoption` does that while the daemon serves.
+    Of bundles only those are believed that are signed with `bundle_key`.
     """
     index.write_now(_forget_what_was_under_way)
     _empty_trash(layout)
     _finish_deletions(layout, index)
     lost = _rows_without_files(layout, index)
     damaged = index.write_now(lambda db: _lose(db, lost), durable=True) if lost else []
-    quarantined = strangers.remove_nameless(layout)
-    unknown = strangers.unknown(layout, index)
-    adopted = 0
-    if sum(unknown.values()) <= patience_bytes:
-        verdicts = strangers.judge(layout, unknown)
-        adopted = strangers.place(layout, index, verdicts)
-        quarantined += len(verdicts) - adopted
-        unknown = {}
+    nameless = strangers.remove_nameless(layout)
+    verdicts = strangers.judge(layout, strangers.unknown(layout, index))
+    adopted = strangers.place(layout, index, verdicts)
     _drop_leftovers(layout, index)
-    rebuilt = settle(layout, index, bundle_key, waiting=unknown)
-    found = Recovered(len(lost), adopted, quarantined, len(damaged), rebuilt, len(unknown))
+    rebuilt = _adopt_manifests(layout, index)
+    _lay_out_missing(layout, index)
+    _adopt_refs(layout, index)
+    _adopt_pins(layout, index)
+    rebuilt += pipelines.reconcile(layout, index)
+    rebuilt += bundles.reconcile(layout, index, bundle_key)
+    found = Recovered(len(lost), adopted, nameless + len(verdicts) - adopted, len(damaged), rebuilt)
     if found != Recovered(0, 0, 0, 0, 0):
         log.warning("the store was put right", extra={name: getattr(found, name) for name in Recovered.__slots__})
     return found
-
-
-def settle(layout: Layout, index: Index, bundle_key: bytes, *, waiting: Container[Digest] = ()) -> int:
-    """Snapshots, refs, pins, pipelines and bundles, from their records; how many were rebuilt.
-
-    What needs a blob that is still `waiting` to be looked at is left alone.
-    """
-    pending = _pending(layout, index, waiting)
-    rebuilt = _adopt_manifests(layout, index, pending)
-    _lay_out_missing(layout, index)
-    _adopt_refs(layout, index, pending)
-    _adopt_pins(layout, index)
-    rebuilt += pipelines.reconcile(layout, index, pending)
-    return rebuilt + bundles.reconcile(layout, index, bundle_key, pending)
 
 
 def _forget_what_was_under_way(db: sqlite3.Connection) -> None:
@@ -91,7 +73,7 @@ def _forget_what_was_under_way(db: sqlite3.Connection) -> None:
 
 
 def _empty_trash(layout: Layout) -> None:
-    for name in names(layout, "trash"):
+    for name in _names(layout, "trash"):
         with contextlib.suppress(FileNotFoundError):
             layout.remove("trash", name)
 
@@ -119,7 +101,7 @@ def _lose(db: sqlite3.Connection, lost: Iterable[Digest]) -> list[Revision]:
 def _drop_leftovers(layout: Layout, index: Index) -> None:
     """Unfinished trees and records go; an ingest's file stays as long as its row wants to resume it."""
     resumable = {row.id for row in index.read(ingests.everything)}
-    present = set(names(layout, "ingest"))
+    present = set(_names(layout, "ingest"))
     for name in present:
         if not _INGEST_NAME.match(name) or name not in resumable:
             layout.remove("ingest", name)
@@ -128,72 +110,53 @@ def _drop_leftovers(layout: Layout, index: Index) -> None:
         index.write_now(lambda db: ingests.close(db, empty))
 
 
-def _pending(layout: Layout, index: Index, waiting: Container[Digest]) -> frozenset[Revision]:
-    """Revisions that may come to be: every blob that they lack is waiting."""
-    held = index.read(blobs.everything)
-    found = set()
-    for name in names(layout, "manifests"):
-        tree = trees.manifest(layout, name)
-        if tree is not None and any(digest not in held and digest in waiting for digest in tree.blobs()):
-            found.add(tree.revision)
-    return frozenset(found)
-
-
-def _adopt_manifests(layout: Layout, index: Index, pending: Container[Revision]) -> int:
+def _adopt_manifests(layout: Layout, index: Index) -> int:
     """Manifests that the index does not know: a snapshot when all its blobs are held, otherwise litter."""
     known = set(index.read(lambda db: [row[0] for row in db.execute("SELECT revision FROM snapshots")]))
+    held = index.read(blobs.everything)
     count = 0
-    for name in names(layout, "manifests"):
-        if (revision := f"sha256:{name.removesuffix('.json')}") in known or revision in pending:
+    for name in _names(layout, "manifests"):
+        if f"sha256:{name.removesuffix('.json')}" in known:
             continue
-        if adopt_manifest(layout, index, name):
-            known.add(revision)
+        tree = trees.manifest(layout, name)
+        if tree is not None and all(held.get(digest) == size for digest, size in tree.blobs().items()):
+            trees.lay_out(layout, tree)
+            index.write_now(partial(snapshots.add, tree=tree), durable=True)
+            known.add(tree.revision)
             count += 1
         else:
             layout.discard(layout["manifests"], name)
     for name in trees.names(layout):
-        if (revision := f"sha256:{name}") not in known and revision not in pending:
+        if f"sha256:{name}" not in known:
             layout.discard(layout["snapshots"], name)
     return count
-
-
-def adopt_manifest(layout: Layout, index: Index, name: str) -> bool:
-    """Makes the snapshot of a manifest record ready, when every blob of it is held."""
-    tree, held = trees.manifest(layout, name), index.read(blobs.everything)
-    if tree is None or any(held.get(digest) != size for digest, size in tree.blobs().items()):
-        return False
-    trees.lay_out(layout, tree)
-    index.write_now(partial(snapshots.add, tree=tree), durable=True)
-    return True
 
 
 def _lay_out_missing(layout: Layout, index: Index) -> None:
     """A ready snapshot whose directory or manifest record was deleted by hand."""
     rows = index.read(lambda db: [Revision(r[0]) for r in db.execute("SELECT revision FROM snapshots WHERE state = 'ready'")])
-    laid_out, recorded = set(trees.names(layout)), set(names(layout, "manifests"))
+    laid_out, recorded = set(trees.names(layout)), set(_names(layout, "manifests"))
     for revision in rows:
         if revision.hex not in laid_out or f"{revision.hex}.json" not in recorded:
             trees.lay_out(layout, index.read(partial(snapshots.manifest, revision=revision)))
 
 
-def _adopt_refs(layout: Layout, index: Index, pending: Container[Revision]) -> None:
+def _adopt_refs(layout: Layout, index: Index) -> None:
     known = {row.wish: row for row in index.read(snapshots.refs)}
-    for name in names(layout, "refs"):
+    for name in _names(layout, "refs"):
         wish = name.removesuffix(".json")
         if wish in known:
             continue
-        row = ref_record(layout, wish)
-        if row is not None and row.revision in pending:
-            continue
-        if row is None or not index.write_now(partial(adopt_ref, row=row), durable=True):
+        row = _ref_record(layout, wish)
+        if row is None or not index.write_now(partial(_adopt_ref, row=row), durable=True):
             layout.discard(layout["refs"], name)
-    recorded = set(names(layout, "refs"))
+    recorded = set(_names(layout, "refs"))
     for wish, row in known.items():
         if f"{wish}.json" not in recorded:
             trees.write_json(layout, "refs", wish, row.to_json())
 
 
-def ref_record(layout: Layout, wish: str) -> RefRow | None:
+def _ref_record(layout: Layout, wish: str) -> RefRow | None:
     """The ref that is recorded for a wish; None for none, or one that says something else."""
     try:
         row = RefRow.parse(trees.record(layout, "refs", f"{wish}.json"))
@@ -202,7 +165,7 @@ def ref_record(layout: Layout, wish: str) -> RefRow | None:
     return row if row.wish == wish else None
 
 
-def adopt_ref(db: sqlite3.Connection, *, row: RefRow) -> bool:
+def _adopt_ref(db: sqlite3.Connection, *, row: RefRow) -> bool:
     if ready := snapshots.is_ready(db, row.revision):
         snapshots.flip(db, row)
     return ready
@@ -210,7 +173,7 @@ def adopt_ref(db: sqlite3.Connection, *, row: RefRow) -> bool:
 
 def _adopt_pins(layout: Layout, index: Index) -> None:
     known = {row.target for row in index.read(leases.pins)}
-    for name in names(layout, "pins"):
+    for name in _names(layout, "pins"):
         body = trees.record(layout, "pins", name)
         with contextlib.suppress(KeyError, TypeError, ValueError):
             row = PinRow(str(body["target"]), str(body["kind"]), body["wish"], int(body["uid"]), float(body["created_at"]))
@@ -218,6 +181,6 @@ def _adopt_pins(layout: Layout, index: Index) -> None:
                 index.write_now(partial(leases.pin, row=row), durable=True)
 
 
-def names(layout: Layout, folder: str) -> list[str]:
+def _names(layout: Layout, folder: str) -> list[str]:
     with os.scandir(layout[folder]) as entries:
         return sorted(entry.name for entry in entries)

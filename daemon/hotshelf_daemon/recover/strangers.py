@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from hotshelf_daemon.index import Index, blobs
@@ -21,22 +21,20 @@ def remove_nameless(layout: Layout) -> int:
     return len(nameless)
 
 
-def unknown(layout: Layout, index: Index) -> dict[Digest, int]:
-    """What has a blob's name and no row, with its size; 0 for what is no regular file."""
+def unknown(layout: Layout, index: Index) -> list[Digest]:
+    """What has a blob's name and no row."""
     held = index.read(blobs.everything)
-    found = [digest for _, _, digest in files.strangers(layout) if digest is not None and digest not in held]
-    return {digest: files.size_of(layout, digest) or 0 for digest in found}
+    return [digest for _, _, digest in files.strangers(layout) if digest is not None and digest not in held]
 
 
-def judge(layout: Layout, digests: Iterable[Digest]) -> dict[Digest, bool]:
+def judge(layout: Layout, digests: Sequence[Digest]) -> dict[Digest, bool]:
     """Reads and hashes them all, on every core, and changes nothing: whether each is what its name says."""
-    digests = list(digests)
     with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
         return dict(zip(digests, threads.map(lambda digest: files.is_right(layout, digest), digests), strict=True))
 
 
 def place(layout: Layout, index: Index, verdicts: Mapping[Digest, bool]) -> int:
-    """Adopts the right ones, durably, and quarantines the others; how many were adopted. One that went meanwhile is neither."""
+    """Adopts the right ones, durably, and quarantines the others; how many were adopted."""
     adopted: dict[Digest, int] = {}
     for digest, is_right in verdicts.items():
         size = files.size_of(layout, digest) if is_right else None
