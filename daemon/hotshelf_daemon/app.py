@@ -30,7 +30,7 @@ from hotshelf_daemon.acquire import (
     Publisher,
 )
 from hotshelf_daemon.config import Settings
-from hotshelf_daemon.index import Index, file_system_of, open_index
+from hotshelf_daemon.index import Index, file_system_of, open_index, set_aside
 from hotshelf_daemon.ingest import Ingests
 from hotshelf_daemon.metrics import Metrics
 from hotshelf_daemon.origin import Directory, Origin, Retrying
@@ -43,6 +43,7 @@ from hotshelf_daemon.store.keys import bundle_key
 from hotshelf_shared.errors import BadConfiguration
 
 log = logging.getLogger(__name__)
+SHORTEST_LIFE_S = 3.0
 
 
 def hotshelf_version() -> str:
@@ -52,11 +53,8 @@ def hotshelf_version() -> str:
         return "0+unknown"
 
 
-def open_shelf(settings: Settings, metrics: Metrics, *, distrusting: bool = False) -> Shelf:
-    """The store locked and put right, its index open. Raises BadConfiguration. Blocks; may hash what it does not know.
-
-    `distrusting` sets the index aside whatever it looks like: it was found broken while it was in use.
-    """
+def open_shelf(settings: Settings, metrics: Metrics) -> Shelf:
+    """The store locked and put right, its index open. Raises BadConfiguration. Blocks; may hash what it does not know."""
     layout = Layout(settings.store, group=group_id(settings.socket_group), lock_wait_s=settings.idle_exit_s or 0)
     if file_system_of(settings.store) == "overlay":
         log.warning(
@@ -70,7 +68,7 @@ def open_shelf(settings: Settings, metrics: Metrics, *, distrusting: bool = Fals
                 hint="Lower `budget`, or give it as a percentage.",
             )
         key = bundle_key(layout, settings.bundles.key_file)
-        index = open_index(settings.index_path, distrusting=distrusting)
+        index = open_index(settings.index_path)
         try:
             recover(layout, index, key)
         except BaseException:
@@ -82,28 +80,38 @@ def open_shelf(settings: Settings, metrics: Metrics, *, distrusting: bool = Fals
     return Shelf(settings, layout, index, metrics, key)
 
 
-async def serve(settings: Settings) -> None:
-    """Runs until SIGTERM or SIGINT, then drains: no new request, those under way get `drain_s`, the rest is resumable."""
+async def serve(settings: Settings) -> bool:
+    """Runs until SIGTERM or SIGINT, then drains: no new request, those under way get `drain_s`, the rest is resumable.
+
+    True when the index broke under it: it has been set aside, and the daemon is to be started anew, which rebuilds it.
+    """
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    distrusting = False
-    while not stopping.is_set():
-        shelf = await asyncio.to_thread(open_shelf, settings, Metrics(hotshelf_version()), distrusting=distrusting)
-        try:
-            async with running(shelf, stopping):
-                log.info("ready", extra={"socket": settings.socket, "store": settings.store, "listen": settings.listen})
-                await _end_of(shelf.index, stopping)
-                log.info("draining", extra={"drain_s": _drain_s(shelf)})
-        finally:
-            await asyncio.to_thread(shelf.index.close)
-            shelf.layout.close()
-        distrusting = shelf.index.is_unreadable
+    shelf = await asyncio.to_thread(open_shelf, settings, Metrics(hotshelf_version()))
+    began = time.monotonic()
+    try:
+        async with running(shelf, stopping):
+            log.info("ready", extra={"socket": settings.socket, "store": settings.store, "listen": settings.listen})
+            await _end_of(shelf.index, stopping)
+            log.info("draining", extra={"drain_s": _drain_s(shelf)})
+        async with shelf.hand:
+            pass  # what is changing the disk and the index is through
+    finally:
+        await asyncio.to_thread(shelf.index.close)
+        if shelf.index.is_unreadable:
+            set_aside(settings.index_path, "it broke while it was in use")
+        shelf.layout.close()
     log.info("stopped")
+    if shelf.index.is_unreadable and not stopping.is_set():
+        # A disk that breaks every index is not to be worn out by new ones.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), max(0.0, SHORTEST_LIFE_S - (time.monotonic() - began)))
+    return shelf.index.is_unreadable and not stopping.is_set()
 
 
 async def _end_of(index: Index, stopping: asyncio.Event) -> None:
-    """Until somebody wants the daemon to stop, or the index breaks under it: then it starts over, and clients ask again."""
+    """Until somebody wants the daemon to stop, or the index breaks under it."""
     loop, ending = asyncio.get_running_loop(), asyncio.Event()
     index.on_unreadable = lambda: loop.call_soon_threadsafe(ending.set)
     if index.is_unreadable:

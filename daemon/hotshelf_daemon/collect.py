@@ -67,7 +67,7 @@ def take_stock(shelf: Shelf, db: sqlite3.Connection, sums: Holdings, active: fro
 async def apply(shelf: Shelf, chosen: Eviction, reason: str) -> None:
     """Carries an eviction out. The caller holds the shelf's hand."""
     if chosen:
-        await asyncio.shield(asyncio.create_task(_carry_out(shelf, chosen, reason)))
+        await shelf.hand.finish(_carry_out(shelf, chosen, reason))
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,11 @@ def hotshelfd(**flags: str | float | None) -> int:
     try:
         settings = load({"idle_exit_s" if name == "idle_exit" else name: value for name, value in flags.items()}).settings
         logs.configure(settings.log_level, settings.secrets())
-        asyncio.run(app.serve(settings))
+        start_anew = asyncio.run(app.serve(settings))
     except HotshelfError as error:
         print(f"hotshelfd: {error.message}\n  {error.hint}", file=sys.stderr)
         return error.exit_code
+    if start_anew:
+        # The same process in a new skin: no thread, descriptor or connection of the old one is left.
+        os.execv(sys.executable, [sys.executable, "-m", "hotshelf_daemon", *sys.argv[1:]])  # noqa: S606 - ourselves
     return 0

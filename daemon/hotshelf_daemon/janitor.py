@@ -58,9 +58,13 @@ async def sweep(shelf: Shelf, preparer: Preparer) -> None:
         too_old = time.time() - shelf.settings.ingest_keep_s
         busy = preparer.busy()
         stale = [id_ for id_ in shelf.index.read(lambda db: ingests.untouched_since(db, too_old)) if id_ not in busy]
-        for id_ in stale:
-            await asyncio.to_thread(files.drop_ingest, shelf.layout, id_)
-        await shelf.index.write(lambda db: ingests.close(db, stale))
+
+        async def carry_out() -> None:
+            for id_ in stale:
+                await asyncio.to_thread(files.drop_ingest, shelf.layout, id_)
+            await shelf.index.write(lambda db: ingests.close(db, stale))
+
+        await shelf.hand.finish(carry_out())
     await shelf.index.write(journal.trim)
 
 

@@ -88,7 +88,7 @@ async def materialize(
             raise BlobsGone(lacking)
         if binding is not None:
             binding.check_free(shelf)
-        await asyncio.shield(asyncio.create_task(_carry_out(shelf, tree, ref, resolution, binding)))
+        await shelf.hand.finish(_carry_out(shelf, tree, ref, resolution, binding))
 
 
 async def _carry_out(shelf: Shelf, tree: Manifest, ref: RefRow, resolution: str, binding: Binding | None) -> None:

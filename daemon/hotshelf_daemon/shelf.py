@@ -7,8 +7,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from hotshelf_daemon.config import Settings, share_of
 from hotshelf_daemon.index import Index, blobs
@@ -16,6 +19,52 @@ from hotshelf_daemon.index.leases import LeaseRow
 from hotshelf_daemon.metrics import Metrics
 from hotshelf_daemon.store import Layout
 from hotshelf_shared.digest import Revision
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Hand:
+    """`async with hand:` one at a time. What must not be cut short is done with `finish`, which outlives who asked for it.
+
+    Whoever is cancelled amid `finish` leaves at once, but the hand stays taken until that work is done: the disk and the
+    index are being changed on threads, which nobody can stop.
+    """
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._unfinished: set[asyncio.Future[Any]] = set()
+        self._is_left = False
+
+    async def __aenter__(self) -> None:
+        await self._lock.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._is_left = True
+        self._let_go()
+
+    async def finish(self, work: Coroutine[Any, Any, T]) -> T:
+        """Only for whoever holds the hand."""
+        task = asyncio.create_task(work)
+        self._unfinished.add(task)
+        try:
+            return await asyncio.shield(task)
+        finally:
+            if task.done():
+                self._unfinished.discard(task)
+            else:
+                task.add_done_callback(self._is_finished)
+
+    def _is_finished(self, task: asyncio.Future[Any]) -> None:
+        self._unfinished.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("what nobody waited for any more failed", exc_info=error)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._is_left and not self._unfinished:
+            self._is_left = False
+            self._lock.release()
 
 
 @dataclass(slots=True)
@@ -26,7 +75,7 @@ class Shelf:
     metrics: Metrics
     #: What bundles are signed with; nothing else is, and nobody else has it.
     bundle_key: bytes = field(repr=False)
-    hand: asyncio.Lock = field(default_factory=asyncio.Lock)
+    hand: Hand = field(default_factory=Hand)
     #: Leases granted while the index could not be written, by id: collection heeds them like those in the index.
     unwritten: dict[str, LeaseRow] = field(default_factory=dict)
 

@@ -71,7 +71,7 @@ class HandIns:
         async with self._shelf.hand:
             await collect.make_room(self._shelf, row.size, active=self._preparer.busy())
             self._receiver.active.add(row.id)
-            await self._shelf.index.write(lambda db: ingests.reserve(db, [row]))
+            await self._shelf.hand.finish(self._shelf.index.write(lambda db: ingests.reserve(db, [row])))
 
     @contextmanager
     def _turn(self, uid: int) -> Iterator[None]:

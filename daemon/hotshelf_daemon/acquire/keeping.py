@@ -161,8 +161,8 @@ class Keeping:
 
     async def condemn(self, wrong: list[Digest], reason: str) -> list[Revision]:
         """Blobs that are not what they claim: out of the way, their snapshots damaged. Those snapshots."""
-        async with self._shelf.hand:
 
+        async def carry_out() -> list[Revision]:
             def change(db: sqlite3.Connection) -> list[Revision]:
                 damaged = snapshots.damage(db, wrong, reason)
                 blobs.remove(db, wrong)
@@ -173,6 +173,10 @@ class Keeping:
             damaged = await self._shelf.index.write(change, durable=True)
             for digest in wrong:
                 await asyncio.to_thread(files.quarantine, self._shelf.layout, digest)
+            return damaged
+
+        async with self._shelf.hand:
+            damaged = await self._shelf.hand.finish(carry_out())
         self._shelf.metrics.verify_failures.labels("scrub").inc(len(wrong))
         return damaged
 

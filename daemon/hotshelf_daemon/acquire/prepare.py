@@ -127,7 +127,7 @@ class Preparer:
             found = [row.id for row in rows if row is not None]
             with self._claimed(found):
                 await collect.make_room(self._shelf, sum(row.size for row in new), active=self.busy(), evict=evict)
-                await self._shelf.index.write(lambda db: ingests.reserve(db, new))
+                await self._shelf.hand.finish(self._shelf.index.write(lambda db: ingests.reserve(db, new)))
                 promised = [*found, *(row.id for row in new)]
                 self._claims.update(promised)  # until `unclaim`: nobody makes room with what is reserved here
         return promised

@@ -16,28 +16,27 @@ KEPT = 3
 _SUFFIXES = ("", "-wal", "-shm")
 
 
-def open_index(path: str, *, distrusting: bool = False) -> Index:
-    """The index at `path`, or a new one that `recover` fills. Raises BadConfiguration.
-
-    `distrusting` sets the file aside whatever it looks like: it was found broken while it was in use.
-    """
+def open_index(path: str) -> Index:
+    """The index at `path`, or a new one that `recover` fills. Raises BadConfiguration."""
     try:
         os.makedirs(os.path.dirname(path), mode=0o750, exist_ok=True)
     except OSError as error:
         reason = f"the folder of the index {path} cannot be made: {error.strerror}"
         raise BadConfiguration(reason, hint="Set index.path to a place this user may write.") from error
     try:
-        if distrusting:
-            raise Unreadable(f"{path} was found broken while it was in use")
         return Index(path)
     except Unreadable as broken:
-        aside = f"{path}.broken-{time.strftime('%Y%m%dT%H%M%S')}-{time.time_ns() % 1_000_000_000:09}"
-        log.exception("the index is unreadable and is rebuilt", extra={"why": str(broken), "kept_as": aside})
-        for suffix in _SUFFIXES:
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(path + suffix, aside + suffix)
-        _forget_older(path)
+        set_aside(path, str(broken))
         return Index(path)
+
+
+def set_aside(path: str, why: str) -> None:
+    aside = f"{path}.broken-{time.strftime('%Y%m%dT%H%M%S')}-{time.time_ns() % 1_000_000_000:09}"
+    log.error("the index is unreadable and is rebuilt", extra={"why": why, "kept_as": aside})
+    for suffix in _SUFFIXES:
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(path + suffix, aside + suffix)
+    _forget_older(path)
 
 
 def _forget_older(path: str) -> None:
