@@ -6,6 +6,7 @@ away, one that nobody knows, one whose bytes are wrong, half a deletion, half a 
 
 from __future__ import annotations
 
+import abc
 import json
 import os
 import pathlib
@@ -43,9 +44,9 @@ class Left(Acquire):
     #: Whether what lies in ingest/ is a download to be gone on with, rather than litter.
     resumes = False
 
+    @abc.abstractmethod
     def ruin(self) -> None:
         """Leaves it."""
-        raise NotImplementedError
 
 
 class Outdated(Left):
