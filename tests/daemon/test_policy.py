@@ -304,3 +304,9 @@ def test_no_weights_left_is_unsafe(kept: list[str], skipped: list[str]) -> None:
 )
 def test_weights_left_or_none_wanted_is_fine(kept: list[str], skipped: list[str]) -> None:
     check_weights_left(Source.parse("s3://b/m"), kept, [Skipped(path, "why") for path in skipped])
+
+
+@pytest.mark.parametrize("library", [["transformers", "X"], {"a": 1}, 3, True])
+def test_a_library_that_is_no_name_refuses_the_snapshot(library: object) -> None:
+    with pytest.raises(UnsafeContent, match="tokenizer"):
+        check("model_index.json", json.dumps({"tokenizer": [library, "CLIPTokenizer"]}).encode(), Policy())

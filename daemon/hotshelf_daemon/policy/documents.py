@@ -55,7 +55,8 @@ def _check_libraries(path: str, body: dict[str, Any], policy: Policy) -> None:
         if not isinstance(value, list) or component.startswith("_"):
             continue
         library = value[0] if value else None
-        if library is None or library in _LIBRARIES | _PIPELINE_MODULES | policy.allow_libraries:
+        known = _LIBRARIES | _PIPELINE_MODULES | policy.allow_libraries
+        if library is None or (isinstance(library, str) and library in known):
             continue
         raise _refusal(path, f"{component} comes from the library {str(library)[:80]!r}")
 
