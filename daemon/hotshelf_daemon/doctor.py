@@ -20,7 +20,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from hotshelf_daemon.config import Settings, share_of
-from hotshelf_daemon.index.connection import NETWORK_FILE_SYSTEMS, file_system_of
+from hotshelf_daemon.index.mounts import NETWORK_FILE_SYSTEMS, file_system_of
 from hotshelf_daemon.origin import s3
 from hotshelf_daemon.origin.s3_errors import translated
 from hotshelf_daemon.provenance import Keyring, PublicKey

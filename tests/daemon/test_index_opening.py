@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hotshelf_daemon.index import Index, Unreadable, Unwritable, connection, open_index, refuse_network_file_system
+from hotshelf_daemon.index import Index, Unreadable, Unwritable, connection, mounts, open_index, refuse_network_file_system
 from hotshelf_shared.errors import BadConfiguration, DaemonUnavailable, HotshelfError, InsufficientSpace
 
 
@@ -59,15 +59,15 @@ def test_a_reader_from_while_no_daemon_lived_keeps_its_file_and_we_go_on_with_a_
 
 @pytest.mark.parametrize("kind", ["nfs4", "virtiofs", "fuse.s3fs", "9p"])
 def test_a_network_file_system_is_refused_by_its_name(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "file_system_of", lambda _path: kind)
+    monkeypatch.setattr(mounts, "file_system_of", lambda _path: kind)
     with pytest.raises(BadConfiguration, match=kind) as caught:
         refuse_network_file_system("/somewhere/index.db")
     assert "index.path" in caught.value.hint
 
 
 def test_the_file_system_of_a_path_is_that_of_the_nearest_mount() -> None:
-    assert connection.file_system_of("/proc/self") == "proc"
-    assert connection.file_system_of("/") not in ("", "proc")
+    assert mounts.file_system_of("/proc/self") == "proc"
+    assert mounts.file_system_of("/") not in ("", "proc")
 
 
 def failing(code: int, kind: type[sqlite3.Error] = sqlite3.OperationalError) -> Any:
@@ -124,6 +124,15 @@ def test_a_mistake_in_sql_stays_a_defect(path: str) -> None:
                 lambda db: [db.execute("INSERT INTO pins VALUES ('x', 'revision', NULL, 1, 1.0)") for _ in range(2)]
             )
         assert index.read(lambda db: db.execute("SELECT count(*) FROM pins").fetchone()[0]) == 0
+        with pytest.raises(sqlite3.OperationalError):
+            index.read(lambda db: db.execute("SELECT nonsense"))
+
+
+def test_who_writes_when_the_daemon_is_gone_is_told_so(path: str) -> None:
+    index = open_index(path)
+    index.close()
+    with pytest.raises(DaemonUnavailable, match="stopping"):
+        asyncio.run(index.write(lambda db: db.execute("SELECT 1")))
 
 
 def test_the_log_is_brought_into_the_file_when_it_has_grown(path: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,6 +130,25 @@ def forget(layout: Layout) -> None:
         trees.drop_record(layout, folder, f"{name}.json")
 
 
+def test_a_commit_that_fails_takes_back_what_it_placed_and_nothing_else(layout: Layout) -> None:
+    contents = {f"ingest-{number}": b"%d" % number for number in range(3)}
+    digests = {name: Digest.of(data) for name, data in contents.items()}
+    stranger = digests["ingest-2"]
+    write(layout.shard(stranger.hex), stranger.hex, contents["ingest-2"])
+    for name, data in contents.items():
+        write(layout["ingest"], name, data)
+    with failing(2), pytest.raises(HotshelfError):
+        files.publish(layout, digests)
+    assert [digest for _, _, digest in files.strangers(layout)] == [stranger]
+    assert files.is_right(layout, stranger)
+
+
+def write(folder: int, name: str, data: bytes) -> None:
+    fd = durable.create(folder, name, len(data))
+    durable.pwrite_all(fd, memoryview(data), 0)
+    os.close(fd)
+
+
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.EINVAL])
 def test_a_file_system_without_renaming_anew_is_served_too(layout: Layout, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:

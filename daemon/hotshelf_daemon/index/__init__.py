@@ -4,7 +4,8 @@
 case can put several into one transaction. SQLite in a temporary directory is quick enough to be its own twin in tests.
 """
 
-from hotshelf_daemon.index.connection import Index, Unreadable, Unwritable, file_system_of, refuse_network_file_system
+from hotshelf_daemon.index.connection import Index, Unreadable, Unwritable
+from hotshelf_daemon.index.mounts import file_system_of, refuse_network_file_system
 from hotshelf_daemon.index.opening import open_index, set_aside
 
 __all__ = ["Index", "Unreadable", "Unwritable", "file_system_of", "open_index", "refuse_network_file_system", "set_aside"]

@@ -19,15 +19,11 @@ from typing import TypeVar
 from sqlite_utils import Database
 
 from hotshelf_daemon.index.migrations import KNOWN, migrations
+from hotshelf_daemon.index.mounts import refuse_network_file_system
 from hotshelf_shared.errors import BadConfiguration, DaemonUnavailable, HotshelfError, InsufficientSpace
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-
-NETWORK_FILE_SYSTEMS = frozenset(
-    ("9p", "afs", "ceph", "cifs", "gfs2", "glusterfs", "lustre", "nfs", "nfs4", "ocfs2", "smb2", "smb3", "smbfs", "virtiofs")
-)
-
 
 WAL_KEPT_BYTES = 4 << 20
 
@@ -72,7 +68,11 @@ class Index:
 
     async def write(self, change: Callable[[sqlite3.Connection], T], *, durable: bool = False) -> T:
         """All of `change` or nothing. It survives a crash of the daemon, and when `durable` a power cut."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._transact, change, durable)
+        try:
+            written = asyncio.get_running_loop().run_in_executor(self._executor, self._transact, change, durable)
+        except RuntimeError as closed:  # a task that outlived the daemon it belongs to
+            raise DaemonUnavailable("the daemon is stopping", retry_after_s=1) from closed
+        return await written
 
     async def write_brief(self, change: Callable[[sqlite3.Connection], T]) -> T:
         """`write` for a few rows that must only survive a crash: at once, here, when no other write is under way.
@@ -95,7 +95,9 @@ class Index:
         try:
             return query(self._reader)
         except sqlite3.DatabaseError as error:
-            raise self._as_ours(error) from error
+            if (ours := self._as_ours(error)) is None:
+                raise
+            raise ours from error
 
     async def look(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """A look that may take long (lists): on a connection and thread of its own."""
@@ -162,10 +164,12 @@ class Index:
         try:
             yield
         except sqlite3.DatabaseError as error:
-            raise self._as_ours(error) from error
+            if (ours := self._as_ours(error)) is None:
+                raise
+            raise ours from error
 
-    def _as_ours(self, error: sqlite3.DatabaseError) -> Exception:
-        """What a caller is told. A mistake of ours in SQL stays what it is: a defect."""
+    def _as_ours(self, error: sqlite3.DatabaseError) -> HotshelfError | None:
+        """What a caller is told; None for a mistake of ours in SQL, which stays what it is: a defect."""
         code = getattr(error, "sqlite_errorcode", 0)
         if code & 0xFF in _BROKEN:
             self.is_unreadable = True
@@ -175,8 +179,8 @@ class Index:
                 hint="Ask again in a moment. The old file is kept beside it, for whoever wants to know why.",
                 retry_after_s=1,
             )
-        if not isinstance(error, sqlite3.OperationalError):
-            return error
+        if not isinstance(error, sqlite3.OperationalError) or code == sqlite3.SQLITE_ERROR:
+            return None
         if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
             return InsufficientSpace(f"the index {self.path} cannot grow: {error}", hint="Free room on its file system.")
         return Unwritable(
@@ -271,29 +275,3 @@ def _open_reader(path: str) -> sqlite3.Connection:
     connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None, check_same_thread=False, timeout=5)
     connection.row_factory = sqlite3.Row
     return connection
-
-
-def refuse_network_file_system(path: str) -> None:
-    """WAL needs shared memory that network file systems do not give. Decided from mountinfo, before any pragma."""
-    kind = file_system_of(os.path.dirname(path))
-    if kind in NETWORK_FILE_SYSTEMS or kind.startswith("fuse"):
-        raise BadConfiguration(
-            f"the index {path} lies on {kind}, where SQLite's write-ahead log is unsafe",
-            hint="Set index.path to a file on a local disk; it is rebuilt from the store when lost.",
-        )
-
-
-def file_system_of(path: str) -> str:
-    """The type of the file system that holds `path` ("ext4"), from /proc/self/mountinfo; "" when it cannot be told."""
-    real = os.path.realpath(path)
-    best, kind = "", ""
-    try:
-        with open("/proc/self/mountinfo", encoding="utf-8") as mounts:
-            for line in mounts:
-                left, _, right = line.partition(" - ")
-                point = left.split()[4].encode().decode("unicode_escape")
-                if (real == point or real.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
-                    best, kind = point, right.split()[0]
-    except OSError:
-        return ""
-    return kind

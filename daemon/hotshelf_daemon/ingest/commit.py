@@ -72,8 +72,8 @@ class Committer:
     async def _carry_out(self, items: list[Verified]) -> None:
         index, layout = self._shelf.index, self._shelf.layout
         held = index.read(lambda db: blobs.sizes(db, [item.digest for item in items]))
+        await asyncio.to_thread(files.publish, layout, {item.row.id: item.digest for item in items}, known=held)
         try:
-            await asyncio.to_thread(files.publish, layout, {item.row.id: item.digest for item in items}, known=held)
             await index.write(lambda db: _record(db, items), durable=True)
         except Exception:
             await asyncio.to_thread(files.withdraw, layout, {item.digest for item in items} - held.keys())

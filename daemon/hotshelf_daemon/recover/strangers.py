@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 from hotshelf_daemon.index import Index, blobs
 from hotshelf_daemon.policy import reason_by_bytes
-from hotshelf_daemon.store import Layout
+from hotshelf_daemon.store import Layout, durable
 from hotshelf_daemon.store import blobs as files
 from hotshelf_shared.digest import Digest
 
@@ -51,19 +52,23 @@ def place(layout: Layout, index: Index, verdicts: Mapping[Digest, bool]) -> int:
 
 def _unsafe(layout: Layout, digest: Digest) -> str | None:
     """The policy looks at adopted bytes as it does at fetched ones."""
-    fd = files.open_blob(layout, digest)
-    try:
+    with _opened(layout, digest) as fd:
         return reason_by_bytes(fd, os.fstat(fd).st_size)
-    finally:
-        os.close(fd)
 
 
 def _make_safe(layout: Layout, digest: Digest) -> None:
     """An adopted file may never have been synced: it is before a row speaks of it."""
-    fd = files.open_blob(layout, digest)
-    try:
+    with _opened(layout, digest) as fd:
         os.fchmod(fd, 0o440)
         os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.fsync(layout.shard(digest.hex))
+        os.fsync(layout.shard(digest.hex))
+
+
+@contextmanager
+def _opened(layout: Layout, digest: Digest) -> Iterator[int]:
+    with durable.disk_errors(f"adopting the blob {digest}"):
+        fd = files.open_blob(layout, digest)
+        try:
+            yield fd
+        finally:
+            os.close(fd)

@@ -38,24 +38,28 @@ def publish(layout: Layout, sealed: Mapping[str, Digest], *, known: Iterable[Dig
     """Sealed ingests become blobs: rename without replacement, then one sync per directory for the whole batch.
 
     `known` are digests that the index holds: a second copy of one of them is dropped. An unknown file that already has
-    a blob's name is a stranger whose bytes nobody vouches for: it makes way, into quarantine.
+    a blob's name is a stranger whose bytes nobody vouches for: it makes way, into quarantine. When it fails, what it had
+    placed is taken back.
     """
-    touched, held = set(), set(known)
-    with durable.disk_errors("committing a blob"):
-        for name, digest in sealed.items():
-            shard = layout.shard(digest.hex)
-            try:
-                durable.rename_new(layout["ingest"], name, shard, digest.hex)
-            except FileExistsError:
-                if digest in held:
-                    layout.remove("ingest", name)
-                    continue
-                layout.quarantine(shard, digest.hex)
-                durable.rename_new(layout["ingest"], name, shard, digest.hex)
-            touched.add(shard)
-            held.add(digest)
-        for shard in touched:
-            os.fsync(shard)
+    held, placed = set(known), set[Digest]()
+    try:
+        with durable.disk_errors("committing a blob"):
+            for name, digest in sealed.items():
+                shard = layout.shard(digest.hex)
+                try:
+                    durable.rename_new(layout["ingest"], name, shard, digest.hex)
+                except FileExistsError:
+                    if digest in held | placed:
+                        layout.remove("ingest", name)
+                        continue
+                    layout.quarantine(shard, digest.hex)
+                    durable.rename_new(layout["ingest"], name, shard, digest.hex)
+                placed.add(digest)
+            for shard in {layout.shard(digest.hex) for digest in placed}:
+                os.fsync(shard)
+    except BaseException:
+        withdraw(layout, placed)
+        raise
 
 
 def withdraw(layout: Layout, digests: Iterable[Digest]) -> None:
