@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import pathlib
-import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ import hotshelf
 from hotshelf import PipelineCache
 from hotshelf.errors import InvalidRequest
 from tests.pipelines.conftest import Library, Loras, draw
+from tests.pipelines.together import at_once
 
 pytestmark = pytest.mark.torch
 TEXT = ("unet", "text_encoder")
@@ -154,25 +155,17 @@ def test_eight_threads_with_eight_lora_sets_draw_their_solo_images_and_share_the
     ]
     solo = [library.plain_image(library.sd, loras) for loras in sets]
     assert len(set(solo)) == 8
-    drawn: dict[int, list[bytes]] = {}
-    pipes: dict[int, Any] = {}
-    together = threading.Barrier(8)
 
-    def work(number: int) -> None:
-        together.wait(30)
-        pipes[number] = load(library.sd, sets[number])
-        drawn[number] = [draw(pipes[number]) for _ in range(2)]
+    def work(loras: Loras) -> tuple[Any, list[bytes]]:
+        pipe = load(library.sd, loras)
+        return pipe, [draw(pipe) for _ in range(2)]
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(240)
-    assert [drawn.get(number) for number in range(8)] == [[image, image] for image in solo]
-    assert sorted(hotshelf.explain(pipe)["served_from"] for pipe in pipes.values()) == ["built"] + ["memory"] * 7
+    pipes, drawn = zip(*at_once([partial(work, loras) for loras in sets]), strict=True)
+    assert list(drawn) == [[image, image] for image in solo]
+    assert sorted(hotshelf.explain(pipe)["served_from"] for pipe in pipes) == ["built"] + ["memory"] * 7
     base = storages([library.plain(library.sd)])
     adapters = sum(path.stat().st_size for loras in sets for path, _ in loras)
-    assert storages(pipes.values()) <= 1.1 * (base + adapters)
+    assert storages(pipes) <= 1.1 * (base + adapters)
 
 
 def test_a_failure_half_way_changes_nothing(library: Library, load: Any, cache: PipelineCache) -> None:

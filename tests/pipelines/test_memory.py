@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import pathlib
 import shutil
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +17,7 @@ from hotshelf.errors import DaemonUnavailable, NotFound
 from tests import objects
 from tests.daemon_process import Daemon
 from tests.pipelines.conftest import Library, Loras, client_of, draw, source, wanted
+from tests.pipelines.together import at_once
 from tests.servers.recorder import Recorder
 from tests.servers.seaweedfs import SeaweedFS
 from tests.waiting import wait_until
@@ -213,18 +213,7 @@ def test_a_scheduler_that_differs_shares_every_weight(library: Library, load: An
 
 
 def test_one_builds_while_others_wait(library: Library, load: Any) -> None:
-    came_from: list[str] = []
-    together = threading.Barrier(4)
-
-    def work() -> None:
-        together.wait(30)
-        came_from.append(served_from(load(library.sd)))
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
+    came_from = at_once([lambda: served_from(load(library.sd))] * 4)
     assert sorted(came_from) == ["built", "memory", "memory", "memory"]
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from tests.daemon.looking import rows, value
 from tests.daemon_process import Daemon
 from tests.pipelines import tiny
 from tests.pipelines.conftest import Library, Loras, client_of, draw, source, wanted
+from tests.pipelines.together import at_once
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.torch
@@ -97,22 +99,13 @@ def test_adapters_go_onto_a_cast_base_that_was_kept(library: Library, own_shelf:
 def test_threads_that_want_different_things_of_one_base_get_them(library: Library, own_shelf: Daemon) -> None:
     base, (one, two), client, cache = library.sd, two_loras(library, "sd"), client_of(own_shelf), PipelineCache()
     jobs: list[tuple[str, Loras]] = [("adapters", [one]), ("fuse", [one]), ("fuse", [one, two]), ("adapters", [two, one])] * 2
-    drawn: dict[int, bytes] = {}
-    together = threading.Barrier(len(jobs))
 
-    def work(number: int, mode: str, loras: Loras) -> None:
-        together.wait(30)
-        pipe = hotshelf.load_pipeline(source(base), loras=wanted(loras), lora_mode=mode, client=client, cache=cache)
-        drawn[number] = draw(pipe)
+    def work(mode: str, loras: Loras) -> bytes:
+        return draw(hotshelf.load_pipeline(source(base), loras=wanted(loras), lora_mode=mode, client=client, cache=cache))
 
-    threads = [threading.Thread(target=work, args=(number, *job)) for number, job in enumerate(jobs)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    for number, (mode, loras) in enumerate(jobs):
+    for (mode, loras), image in zip(jobs, at_once([partial(work, *job) for job in jobs]), strict=True):
         plain = draw(plainly_fused(library, base, loras)) if mode == "fuse" else library.plain_image(base, loras)
-        assert drawn[number] == plain, (mode, loras)
+        assert image == plain, (mode, loras)
     assert draw(hotshelf.load_pipeline(source(base), client=client, cache=cache)) == library.plain_image(base)
 
 
