@@ -294,7 +294,7 @@ def test_a_value_that_makes_no_sense_is_refused_by_the_name_of_its_key(file: pat
     assert str(file) in error.message
 
 
-@pytest.mark.parametrize("body", ["- a\n- b\n", "just text", "a: b: c", "1: 2\n", "\x00", "&a [*a"])
+@pytest.mark.parametrize("body", ["- a\n- b\n", "just text", "a: b: c", "1: 2\n", "\x00", "&a [*a", "a: 2026-05-99"])
 def test_a_file_that_is_no_mapping_is_refused(file: pathlib.Path, body: str) -> None:
     assert str(file) in refusal(config=written(file, body)).message
 
@@ -303,5 +303,11 @@ def test_a_file_that_is_not_there_is_refused() -> None:
     assert "/none/here.yaml" in refusal(config="/none/here.yaml").message
 
 
-def test_yaml_in_a_variable_that_is_none_is_refused_by_the_variable_s_name() -> None:
-    assert "HOTSHELF_ROOTS" in refusal({"HOTSHELF_ROOTS": "[/a"}).message
+@pytest.mark.parametrize("text", ["[/a", "9" * 5_000, "2026-05-99", "[" * 5_000])
+def test_yaml_in_a_variable_that_is_none_is_refused_by_the_variable_s_name(text: str) -> None:
+    assert "HOTSHELF_ROOTS" in refusal({"HOTSHELF_ROOTS": text}).message
+
+
+@pytest.mark.parametrize("size", ["9" * 400 + "GiB", "9999999999PiB", str(1 << 61)])
+def test_a_size_that_no_disk_has_is_refused(file: pathlib.Path, size: str) -> None:
+    assert "budget" in refusal(config=written(file, {"budget": size})).message

@@ -33,6 +33,8 @@ CLIENT_VARIABLES = frozenset(
 _SERVICE_LINK = re.compile(r"HOTSHELF_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP)\w*)?)\Z")
 #: Settings of ours that are secret; each may be given as …_FILE too.
 _SECRET_SETTINGS = frozenset({"hf_token"})
+#: What PyYAML raises; numbers of thousands of digits, the 99th of May and deep nesting are no YAMLError to it.
+_NOT_YAML = (yaml.YAMLError, ValueError, OverflowError, RecursionError)
 _TEXT = frozenset({str, SecretStr, type(None), str | None, SecretStr | None})
 _SECRET_FIELDS = ("access_key_id", "secret_access_key", "session_token")
 
@@ -102,10 +104,12 @@ def _file_layer(path: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
     path = path or DEFAULT_CONFIG
     try:
         with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file)
+            text = file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise BadConfiguration(f"cannot read the configuration {path}: {error}", hint="Check --config.") from error
-    except yaml.YAMLError as error:
+    try:
+        values = yaml.safe_load(text)
+    except _NOT_YAML as error:
         raise BadConfiguration(f"{path} is not YAML: {' '.join(str(error).split())[:300]}") from error
     if values is None:
         return
@@ -169,7 +173,7 @@ def _typed(path: list[str], variable: str, text: str) -> Any:
         return text
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:  # its message would repeat the value
+    except _NOT_YAML:  # its message would repeat the value
         raise BadConfiguration(f"{variable} is not YAML", hint="Quote it as in a YAML file.") from None
 
 

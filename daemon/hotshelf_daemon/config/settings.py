@@ -13,7 +13,7 @@ from hotshelf_shared.source import Source
 from hotshelf_shared.wire import Wish
 
 SOCKET_PATH_MAX_BYTES = 107
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKMGTP]?)(i?)[bB]?(?:/s)?\s*\Z")
+_SIZE = re.compile(r"\s*(\d{1,19}(?:\.\d{1,19})?)\s*([kKMGTP]?)(i?)[bB]?(?:/s)?\s*\Z")
 _SCALE = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 
 
@@ -24,7 +24,7 @@ def parse_bytes(value: object) -> object:
     return value
 
 
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0)]
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0, le=1 << 60)]
 Percent = Annotated[str, Field(pattern=r"^(100|[1-9]?\d)(\.\d+)?%$")]
 Seconds = Annotated[float, Field(gt=0, le=7 * 86_400)]
 Globs = list[str] | str | None
