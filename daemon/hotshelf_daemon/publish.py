@@ -14,8 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cache, partial
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import TypeVar
 
 from hotshelf_daemon.config import Settings
@@ -88,22 +88,13 @@ def publish(
     with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
         sums = list(threads.map(_hash, files))
     manifest = Manifest.of({file.path: FileEntry(digest, file.size) for file, (digest, _) in zip(files, sums, strict=True)})
-    blobs, plain = {}, []
-    for file, (digest, crc) in zip(files, sums, strict=True):
-        out = partial(
-            Outgoing, path=file.path, real=file.real, size=file.size, mtime_ns=file.mtime_ns, digest=digest, crc64nvme=crc
-        )
-        blobs[digest] = out(f"{folder}blobs/sha256/{digest.hex}", cache_control=IMMUTABLE)
-        if tree:
-            plain.append(out(f"{folder}{file.path}", cache_control=MUTABLE, named=False))
-    todo = [*blobs.values(), *plain]
+    todo = _outgoing(files, sums, folder, tree=tree)
     gauge = _Gauge(todo, source, on_progress)
     try:
         sent = Sender(target, gauge, cache(lambda: _published(target, folder))).send(todo)
     except FileNotFoundError as error:
-        raise InvalidRequest(
-            f"{error.filename} went away while it was pushed", hint="Push again when it is finished."
-        ) from error
+        gone = f"{error.filename} went away while it was pushed"
+        raise InvalidRequest(gone, hint="Push again when it is finished.") from error
     canonical, revision = manifest.canonical(), manifest.revision
     _again(lambda: target.put(f"{folder}manifests/{revision.hex}.json", canonical, cache_control=IMMUTABLE))
     if key is not None:
@@ -157,7 +148,7 @@ def publish_built(
         blobs = [_blob(digest, size, blob_path(digest), folder) for digest, size in built.tree.blobs().items()]
         Sender(target, _Gauge(blobs, str(where), lambda _: None, check)).send(blobs)
     except FileNotFoundError as error:
-        raise NotFound(f"the blob {error.filename} is held no more") from error
+        raise NotFound(f"the blob {os.path.basename(error.filename)} is held no more") from error
     check()
     manifest = f"{folder}manifests/{built.revision.hex}.json"
     _again(lambda: target.put(manifest, built.tree.canonical(), cache_control=IMMUTABLE))
@@ -207,6 +198,18 @@ def _walk(directory: str, without: str | None) -> list[_Local]:
     if any(file.path == POINTER for file in found):
         raise InvalidRequest(f"{directory} holds a {POINTER}, which is the name of what a push writes", hint="Remove it.")
     return found
+
+
+def _outgoing(files: Sequence[_Local], sums: Sequence[tuple[Digest, int]], folder: str, *, tree: bool) -> list[Outgoing]:
+    """Each content once, under its name; with `tree`, then each file under its path."""
+    blobs: dict[Digest, Outgoing] = {}
+    plain = []
+    for file, (digest, crc) in zip(files, sums, strict=True):
+        key = f"{folder}blobs/sha256/{digest.hex}"
+        out = Outgoing(key, file.path, file.real, file.size, file.mtime_ns, digest, IMMUTABLE, crc64nvme=crc)
+        blobs[digest] = out
+        plain.append(replace(out, key=f"{folder}{file.path}", cache_control=MUTABLE, named=False))
+    return [*blobs.values(), *plain] if tree else [*blobs.values()]
 
 
 def _hash(file: _Local) -> tuple[Digest, int]:

@@ -186,18 +186,22 @@ def test_a_service_that_lists_no_uploads_costs_a_resume_and_not_the_push(tmp_pat
 
 
 @pytest.mark.parametrize("through", [0, 2])
-def test_two_who_push_one_file_at_once_both_end_well(big: Big, recorder: Recorder, through: int) -> None:
+@pytest.mark.parametrize("service", ["seaweedfs", "moto"])
+def test_two_who_push_one_file_at_once_both_end_well(
+    service: str, through: int, request: pytest.FixtureRequest, tmp_path: pathlib.Path, prefix: str
+) -> None:
     """One is held half-way, while the other goes on with its upload, or with one of its own, and completes it."""
-    dam = Dam(recorder, big.key, through)
-    slow = Aside(big, recorder)
-    dam.wait()
-    (there,) = big.unfinished().values()
-    with Recorder(big.origin.endpoint_url) as other:
-        assert push(big, other).uploaded_bytes == SIZE - sum(len(big.part(number)) for number in there)
-    big.assert_published()
-    dam.open()
-    assert slow.end().revision == objects.manifest_of({NAME: big.data}).revision
-    big.assert_published()
+    big = Big.of(request.getfixturevalue(service), tmp_path, prefix, SIZE)
+    with Recorder(big.origin.endpoint_url) as first, Recorder(big.origin.endpoint_url) as second:
+        dam = Dam(first, big.key, through)
+        slow = Aside(big, first)
+        dam.wait()
+        (there,) = big.unfinished().values()
+        assert push(big, second).uploaded_bytes == SIZE - sum(len(big.part(number)) for number in there)
+        big.assert_published()
+        dam.open()
+        assert slow.end().revision == objects.manifest_of({NAME: big.data}).revision
+        big.assert_published()
 
 
 def test_two_who_push_one_file_in_step_both_end_well(big: Big, recorder: Recorder) -> None:
@@ -260,6 +264,13 @@ def test_a_file_that_is_cut_short_after_it_was_hashed_leaves_nothing(
     big = Big.of(seaweedfs, tmp_path, prefix, size)
     recorder.before(lambda _: os.truncate(big.folder / NAME, 10), prefix=big.key, method="HEAD")
     with pytest.raises(InvalidRequest, match=f"{NAME} changed"):
+        push(big, recorder)
+    assert (big.names(), big.unfinished()) == (set(), {})
+
+
+def test_a_file_that_goes_away_while_it_is_pushed_is_named(big: Big, recorder: Recorder) -> None:
+    recorder.before(lambda _: os.unlink(big.folder / NAME), prefix=big.key, method="HEAD")
+    with pytest.raises(InvalidRequest, match=f"{NAME} went away"):
         push(big, recorder)
     assert (big.names(), big.unfinished()) == (set(), {})
 

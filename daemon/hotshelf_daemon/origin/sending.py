@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from hotshelf_daemon.origin.outgoing import Outgoing, OutgoingBody, Part, agrees, opened
+from hotshelf_daemon.origin.outgoing import Outgoing, OutgoingBody, Part, StoredPart, agrees, opened
 from hotshelf_daemon.origin.retrying import delay_s
 from hotshelf_daemon.origin.upload import Gone, Stored, Upload
 from hotshelf_shared.digest import Digest
@@ -46,7 +46,7 @@ class Meter(Protocol):
         ...
 
 
-class Over(Exception):
+class _Over(Exception):
     """Something else has ended the push."""
 
 
@@ -81,9 +81,10 @@ class Sender:
         self._over = threading.Event()
 
     def send(self, files: Sequence[Outgoing]) -> list[int | None]:
-        """Bytes sent for each file, None for what was there. Raises InvalidRequest (changed meanwhile), FileNotFoundError, …
+        """Bytes sent for each file, None for what was there.
 
-        AccessDenied, NotFound (no bucket), IntegrityError (it keeps other bytes), OriginUnavailable, or what the meter raises.
+        Raises InvalidRequest (a file changed), FileNotFoundError (one went away), AccessDenied, NotFound (no bucket),
+        IntegrityError (the origin keeps other bytes), OriginUnavailable, or what the meter raises.
         """
         count = self._target.at_once
         with ThreadPoolExecutor(count) as self._parts, ThreadPoolExecutor(count) as whole:
@@ -99,7 +100,7 @@ class Sender:
 
     def _check(self) -> None:
         if self._over.is_set():
-            raise Over
+            raise _Over
         self._meter.check()
 
     def _send(self, file: Outgoing) -> int | None:
@@ -228,11 +229,15 @@ class Sender:
             theirs = [one for one in self._target.parts(file.key, upload) if one.number in ours]
         except Gone:
             return
-        verdicts = [self._parts.submit(agrees, fd, ours[one.number], one) for one in theirs]
+        verdicts = [self._parts.submit(self._agrees, fd, ours[one.number], one) for one in theirs]
         wait(verdicts)
         for one, verdict in zip(theirs, verdicts, strict=True):
             if verdict.result():
                 course.took(ours[one.number], one.etag, sent=False)
+
+    def _agrees(self, fd: int, part: Part, theirs: StoredPart) -> bool:
+        self._check()
+        return agrees(fd, part, theirs)
 
     def _out(self, body: OutgoingBody, ask: Callable[[], T]) -> T:
         self._check()
@@ -265,5 +270,5 @@ def _same_bytes(stored: Stored, file: Outgoing) -> bool:
 def _raise_first(futures: Sequence[Future[Any]]) -> None:
     """What went wrong, rather than what stopped because of it."""
     errors = [error for future in futures if not future.cancelled() and (error := future.exception()) is not None]
-    for error in sorted(errors, key=lambda error: isinstance(error, Over)):
+    for error in sorted(errors, key=lambda error: isinstance(error, _Over)):
         raise error
