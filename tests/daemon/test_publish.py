@@ -84,6 +84,8 @@ def test_a_large_file_goes_in_parts_and_not_again(big: Big, recorder: Recorder) 
     assert push(big, recorder).uploaded_bytes == SIZE
     assert numbers(part_puts(recorder, big.key)) == [1, 2, 3, 4]
     big.assert_published()
+    last = [(one.method, one.key.removeprefix(f"{big.prefix}/")) for one in recorder.requests][-2:]
+    assert last == [("PUT", f"manifests/{objects.manifest_of({NAME: big.data}).revision.hex}.json"), ("PUT", "hotshelf.json")]
     recorder.reset()
     again = push(big, recorder)
     assert (again.uploaded_files, again.uploaded_bytes) == (0, 0)
@@ -167,6 +169,21 @@ def test_an_upload_with_nothing_of_ours_is_not_touched_and_aborted_when_the_obje
         (abort,) = recorder.matching(method="DELETE", prefix=big.key)
         assert abort.query["uploadId"] == old
     big.assert_published()
+
+
+def test_an_upload_of_a_plain_name_is_never_gone_on_with(big: Big, recorder: Recorder) -> None:
+    """Whose metadata it began with, nobody can tell before it is completed."""
+    plain = f"{big.prefix}/{NAME}"
+    with big.origin.client() as client:
+        old = client.create_multipart_upload(Bucket=BUCKET, Key=plain, Metadata={"sha256": "0" * 64})["UploadId"]
+        client.upload_part(Bucket=BUCKET, Key=plain, UploadId=old, PartNumber=1, Body=big.part(1))
+        assert push(big, recorder, tree=True).uploaded_bytes == 2 * SIZE
+        there = client.get_object(Bucket=BUCKET, Key=plain)
+        assert there["Body"].read() == big.data
+        assert client.list_multipart_uploads(Bucket=BUCKET, Prefix=plain).get("Uploads", []) == []
+    assert (there["Metadata"], there["CacheControl"]) == ({"sha256": big.digest.hex}, "no-cache")
+    big.assert_published()
+    assert push(big, recorder, tree=True).uploaded_files == 0
 
 
 def test_an_upload_that_was_begun_as_something_else_is_found_out_and_sent_anew(big: Big, recorder: Recorder) -> None:
