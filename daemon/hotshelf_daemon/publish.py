@@ -2,7 +2,7 @@
 
 The order: blobs, then the manifest under its revision and who vouches for it under revision and key (all immutable, cacheable
 for ever), then what names it and is never cached: `hotshelf.json`, or `pipelines/KEY.json`. What dies half-way has published
-nothing, and the next one uploads only the rest.
+nothing, and the next one sends only the rest: `origin.Sender` sees to that, file by file and part by part.
 """
 
 from __future__ import annotations
@@ -10,35 +10,39 @@ from __future__ import annotations
 import json
 import os
 import stat
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import TypeVar
 
 from hotshelf_daemon.config import Settings
-from hotshelf_daemon.origin import Upload, delay_s, upload_to
+from hotshelf_daemon.origin import ATTEMPTS, Outgoing, Sender, Upload, again, digest_and_crc64nvme, opened, upload_to
 from hotshelf_daemon.policy import Policy
 from hotshelf_daemon.provenance import SIGNATURE, PublicKey, SigningKey, sign
 from hotshelf_shared.built import MAX_BUILT_BYTES, Built
 from hotshelf_shared.digest import Digest, Revision
-from hotshelf_shared.errors import IntegrityError, InvalidRequest, NotFound, OriginUnavailable
-from hotshelf_shared.manifest import FileEntry, Manifest
+from hotshelf_shared.errors import HotshelfError, IntegrityError, InvalidRequest, NotFound
+from hotshelf_shared.manifest import MAX_MANIFEST_BYTES, FileEntry, Manifest, parse_json
 from hotshelf_shared.source import Source
 from hotshelf_shared.wire import Progress, Skipped
 
 IMMUTABLE = "public, max-age=31536000, immutable"
 MUTABLE = "no-cache"
+MAX_POINTER_BYTES = 64 << 10
 POINTER = "hotshelf.json"
-UPLOADS_AT_ONCE = 4
-ATTEMPTS = 5
+REPORT_S = 0.1
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class PublishReport:
-    """`left_out` are files that a pull will leave out, because they execute; they were uploaded all the same."""
+    """`left_out` are files that a pull will leave out, because they execute; they were uploaded all the same.
+
+    `uploaded_bytes` is what this push sent of the `uploaded_files`: not what an earlier one had, before it was cut off.
+    """
 
     source: str
     revision: Revision
@@ -82,15 +86,15 @@ def publish(
     target = upload_to(settings, where.authority)
     folder = f"{where.path}/" if where.path else ""
     with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
-        digests = list(threads.map(_hash, files))
-    manifest = Manifest.of({f.path: FileEntry(digest, f.size) for f, digest in zip(files, digests, strict=True)})
-    blobs = {digest: file for file, digest in zip(files, digests, strict=True)}
-    todo = [(f"{folder}blobs/sha256/{digest.hex}", file, digest) for digest, file in blobs.items()]
-    if tree:
-        todo += [(f"{folder}{file.path}", file, digest) for file, digest in zip(files, digests, strict=True)]
-    gauge = _Gauge(sum(file.size for _, file, _ in todo), len(todo), source, on_progress)
-    with ThreadPoolExecutor(UPLOADS_AT_ONCE) as threads:
-        sent = list(threads.map(partial(_send, target, gauge), todo))
+        sums = list(threads.map(_hash, files))
+    manifest = Manifest.of({file.path: FileEntry(digest, file.size) for file, (digest, _) in zip(files, sums, strict=True)})
+    todo = _outgoing(files, sums, folder, tree=tree)
+    gauge = _Gauge(todo, source, on_progress)
+    try:
+        sent = Sender(target, gauge, cache(lambda: _published(target, folder))).send(todo)
+    except FileNotFoundError as error:
+        gone = f"{error.filename} went away while it was pushed"
+        raise InvalidRequest(gone, hint="Push again when it is finished.") from error
     canonical, revision = manifest.canonical(), manifest.revision
     _again(lambda: target.put(f"{folder}manifests/{revision.hex}.json", canonical, cache_control=IMMUTABLE))
     if key is not None:
@@ -134,24 +138,39 @@ def publish_built(
     folder = f"{where.path}/" if where.path else ""
     document = f"{folder}pipelines/{built.key}.json"
 
-    def check(_: object = None) -> None:
+    def check() -> None:
         if stopped():
             raise Stopped
 
     if (there := _again(lambda: target.read(document, MAX_BUILT_BYTES))) is not None:
         return _is_revision(there, built)
-    gauge = _Gauge(0, len(built.tree), str(where), check)
-    for digest, size in built.tree.blobs().items():
-        real = blob_path(digest)
-        try:
-            file = _Local(digest, real, size, os.stat(real).st_mtime_ns)
-            _send(target, gauge, (f"{folder}blobs/sha256/{digest.hex}", file, digest), check)
-        except FileNotFoundError as error:
-            raise NotFound(f"the blob {digest} is held no more") from error
+    try:
+        blobs = [_blob(digest, size, blob_path(digest), folder) for digest, size in built.tree.blobs().items()]
+        Sender(target, _Gauge(blobs, str(where), lambda _: None, check)).send(blobs)
+    except FileNotFoundError as error:
+        raise NotFound(f"the blob {os.path.basename(error.filename)} is held no more") from error
+    check()
     manifest = f"{folder}manifests/{built.revision.hex}.json"
     _again(lambda: target.put(manifest, built.tree.canonical(), cache_control=IMMUTABLE))
     _again(lambda: target.put(document, built.canonical(), cache_control=MUTABLE))
     return True
+
+
+def _blob(digest: Digest, size: int, real: str, folder: str) -> Outgoing:
+    mtime_ns = os.stat(real).st_mtime_ns
+    return Outgoing(f"{folder}blobs/sha256/{digest.hex}", digest, real, size, mtime_ns, digest, cache_control=IMMUTABLE)
+
+
+def _published(target: Upload, folder: str) -> frozenset[Digest]:
+    """What the manifest in force names; nothing when there is none that can be read."""
+    try:
+        if (pointer := target.read(f"{folder}{POINTER}", MAX_POINTER_BYTES)) is None:
+            return frozenset()
+        revision = Revision.parse(parse_json(pointer, POINTER, IntegrityError).get("revision"))
+        data = target.read(f"{folder}manifests/{revision.hex}.json", MAX_MANIFEST_BYTES)
+        return frozenset(Manifest.parse(data).blobs()) if data is not None and Digest.of(data) == revision else frozenset()
+    except (HotshelfError, AttributeError):
+        return frozenset()  # it only saves sending
 
 
 def _is_revision(document: bytes, built: Built) -> bool:
@@ -181,60 +200,65 @@ def _walk(directory: str, without: str | None) -> list[_Local]:
     return found
 
 
-def _hash(file: _Local) -> Digest:
-    fd = os.open(file.real, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return Digest.of_fd(fd)
-    finally:
-        os.close(fd)
+def _outgoing(files: Sequence[_Local], sums: Sequence[tuple[Digest, int]], folder: str, *, tree: bool) -> list[Outgoing]:
+    """Each content once, under its name; with `tree`, then each file under its path."""
+    blobs: dict[Digest, Outgoing] = {}
+    plain = []
+    for file, (digest, crc) in zip(files, sums, strict=True):
+        key = f"{folder}blobs/sha256/{digest.hex}"
+        out = Outgoing(key, file.path, file.real, file.size, file.mtime_ns, digest, IMMUTABLE, crc64nvme=crc)
+        blobs[digest] = out
+        plain.append(replace(out, key=f"{folder}{file.path}", cache_control=MUTABLE, named=False))
+    return [*blobs.values(), *plain] if tree else [*blobs.values()]
 
 
-def _send(
-    target: Upload, gauge: _Gauge, item: tuple[str, _Local, Digest], on_bytes: Callable[[int], None] | None = None
-) -> int | None:
-    """Uploads one file unless it is there; the bytes sent, or None. A file that changed since it was hashed is refused."""
-    key, file, digest = item
-    began = False
-
-    def upload() -> bool:
-        """Looks first, each time: an upload whose answer was lost, or another pusher's, may be there by now."""
-        nonlocal began
-        if target.digest_at(key, file.size) == digest:
-            return began
-        began = True
-        target.put_file(key, file.real, digest, cache_control=IMMUTABLE if "/sha256/" in key else MUTABLE, on_bytes=on_bytes)
-        return True
-
-    if not _again(upload):
-        gauge.done(file.size)
-        return None
-    seen = os.stat(file.real)
-    if (seen.st_size, seen.st_mtime_ns) != (file.size, file.mtime_ns):
-        raise InvalidRequest(f"{file.path} changed while it was pushed", hint="Push again when it is finished.")
-    gauge.done(file.size)
-    return file.size
+def _hash(file: _Local) -> tuple[Digest, int]:
+    with opened(file.real) as fd:
+        return digest_and_crc64nvme(fd)
 
 
 def _again(ask: Callable[[], T]) -> T:
-    for attempt in range(ATTEMPTS):
-        try:
-            return ask()
-        except OriginUnavailable as error:
-            if not error.retryable or attempt + 1 == ATTEMPTS:
-                raise
-            time.sleep(delay_s(attempt, asked=error.retry_after_s))
-    raise AssertionError("unreachable")
+    return again(ask, ATTEMPTS)
 
 
 class _Gauge:
-    def __init__(self, total: int, files: int, source: str, report: Callable[[Progress], object]) -> None:
-        self._total, self._files, self._source, self._report = total, files, source, report
-        self._began = time.monotonic()
-        self._done = self._files_done = 0
+    """Bytes as they go. What was there counts as done, and not towards the rate."""
 
-    def done(self, size: int) -> None:
-        self._done += size
-        self._files_done += 1
-        rate = self._done / max(time.monotonic() - self._began, 1e-6)
-        left = (self._total - self._done) / rate if rate else None
-        self._report(Progress("push", self._done, self._total, rate, left, self._files_done, self._files, self._source))
+    def __init__(
+        self,
+        files: Sequence[Outgoing],
+        source: str,
+        report: Callable[[Progress], object],
+        check: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._total, self._files, self._source = sum(file.size for file in files), len(files), source
+        self._report, self._check = report, check
+        self._lock = threading.Lock()
+        self._began = time.monotonic()
+        self._reported = -REPORT_S
+        self._done = self._sent = self._files_done = 0
+
+    def check(self) -> None:
+        self._check()
+
+    def sent(self, count: int) -> None:
+        self._add(count, sent=count)
+
+    def held(self, count: int) -> None:
+        self._add(count)
+
+    def done(self) -> None:
+        self._add(0, files=1)
+
+    def _add(self, count: int, *, sent: int = 0, files: int = 0) -> None:
+        with self._lock:
+            self._done += count
+            self._sent += sent
+            self._files_done += files
+            now = time.monotonic()
+            if now - self._reported < REPORT_S and not files:
+                return
+            self._reported = now
+            rate = max(self._sent, 0) / max(now - self._began, 1e-6)
+            left = (self._total - self._done) / rate if rate else None
+            self._report(Progress("push", self._done, self._total, rate, left, self._files_done, self._files, self._source))

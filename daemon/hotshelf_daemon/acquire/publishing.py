@@ -47,7 +47,7 @@ class Publisher:
         self._woken.set()
 
     async def stop(self) -> None:
-        """What is half sent is of no use to anybody, and harms nobody: the next daemon begins it anew."""
+        """What is half sent harms nobody, and the next daemon goes on with it."""
         self._stopping.set()
         if self._task is not None:
             self._task.cancel()

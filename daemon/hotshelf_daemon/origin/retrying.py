@@ -28,6 +28,18 @@ def delay_s(attempt: int, *, asked: float | None = None, jitter: Callable[[], fl
     return max(asked or 0.0, doubled * (0.5 + jitter() / 2))
 
 
+def again(ask: Callable[[], T], attempts: int, *, sleep: Callable[[float], object] = time.sleep) -> T:
+    """What `ask` answers, after so many attempts at the most. Raises OriginUnavailable when that was not enough."""
+    for attempt in range(attempts):
+        try:
+            return ask()
+        except OriginUnavailable as error:
+            if not error.retryable or attempt + 1 == attempts:
+                raise
+            sleep(delay_s(attempt, asked=error.retry_after_s))
+    raise AssertionError("attempts is at least 1")
+
+
 class Retrying:
     def __init__(self, origin: Origin, attempts: int, *, sleep: Callable[[float], object] = time.sleep) -> None:
         self._quiet = _Quiet(sleep)
