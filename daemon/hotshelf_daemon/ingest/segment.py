@@ -20,7 +20,7 @@ from hotshelf_daemon.origin import Misanswered, Origin, delay_s
 from hotshelf_daemon.store.durable import disk_errors, pwrite_all
 from hotshelf_shared.errors import OriginUnavailable
 
-BUFFER_BYTES = 1 << 20
+BUFFER_BYTES = 256 << 10
 #: An attempt that brought less has not helped: breaking again and again after a few bytes must come to an end.
 WORTHWHILE_BYTES = 64 << 10
 _thread = threading.local()

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import boto3
 import botocore
@@ -54,7 +55,14 @@ def client_for(origin: OriginSettings, settings: Settings) -> S3Client:
         region_name=origin.region or (None if origin.endpoint_url is None else "us-east-1"),
     )
     client: S3Client = session.client("s3", endpoint_url=origin.endpoint_url, config=config, verify=origin.ca_bundle)
+    if origin.endpoint_url is not None:
+        client.meta.events.register("before-call.s3", _stay)
     return guarded(client)  # type: ignore[no-any-return]
+
+
+def _stay(context: dict[str, Any], **_: object) -> None:
+    """A redirect from a configured endpoint is no hint of another region of AWS, for which botocore would ask without end."""
+    context.get("s3_redirect", {})["redirected"] = True
 
 
 def _addressing(origin: OriginSettings) -> Any:
@@ -82,7 +90,7 @@ class S3Origin:
             try:
                 answer = self._ask(lambda client: client.head_object(Bucket=self._bucket, Key=key))
             except ClientError as error:
-                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
+                if _says_no_object(error, key):
                     return None
                 raise
             where = f"s3://{self._bucket}/{key}"
@@ -164,6 +172,13 @@ class S3Origin:
     def _principal(self) -> str:
         credentials = self._client._request_signer._credentials  # type: ignore[attr-defined]
         return credentials.access_key if credentials is not None else "nobody (unsigned)"
+
+
+def _says_no_object(error: ClientError, key: str) -> bool:
+    """404, or what a static web server says of a folder: to ask for the same with a slash behind it."""
+    answer: Any = error.response.get("ResponseMetadata", {})
+    status, location = answer.get("HTTPStatusCode"), answer.get("HTTPHeaders", {}).get("location", "")
+    return status == 404 or (status in (301, 302, 307, 308) and unquote(urlsplit(location).path).endswith(f"/{key}/"))
 
 
 def _check_answer(answer: Any, obj: OriginObject, start: int, stop: int, where: str) -> None:
