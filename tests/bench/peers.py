@@ -46,7 +46,9 @@ class Job:
     @property
     def environment(self) -> dict[str, str]:
         signed = {"AWS_ACCESS_KEY_ID": self.key_id, "AWS_SECRET_ACCESS_KEY": self.secret} if self.secret else {}
-        return clean_environment(AWS_REGION="us-east-1", PATH=f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}", **signed)
+        return clean_environment(
+            AWS_REGION="us-east-1", PATH=f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}", **signed
+        )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 from hotshelf_daemon import collect, plan, policy
@@ -56,6 +56,7 @@ class Preparer:
         self._preparing: Flights[RefRow] = Flights()
         self._at_work: Counter[str] = Counter()
         self._claims: Counter[str] = Counter()
+        self._waited_for: Counter[str] = Counter()
         self._threads = ThreadPoolExecutor(RESOLVERS, thread_name_prefix="resolve")
 
     def busy(self) -> set[str]:
@@ -71,8 +72,8 @@ class Preparer:
             return await self._pipelines.resolve(want)
         if is_bundle(want):
             raise absent(name_of(want))  # what is not on this shelf is nowhere
-        origin = self._directory.origin_of(want.source)
         in_thread, trusted = asyncio.get_running_loop().run_in_executor, self._keyring.required(want.source)
+        origin = await in_thread(self._threads, self._directory.origin_of, want.source)
         found = await in_thread(self._threads, resolve.find, origin, want)
         keys = [] if found.published else [file.object.key for file in found.files]
         learnt = self._shelf.index.read(lambda db: blobs.learnt(db, origin.name, keys))
@@ -150,7 +151,18 @@ class Preparer:
     async def prepare(self, want: Want, resolution: Resolution, gauge: Gauge, *, prefetch: bool) -> RefRow:
         """The resolution as a ready snapshot with a ref. Raises Changed when its origin moved on meanwhile."""
         gauge.enter("fetch")
-        return await self._preparing.join(resolution.id, lambda: self._prepare(want, resolution, gauge, prefetch))
+        with self._waiting(resolution) if not prefetch else nullcontext():
+            return await self._preparing.join(resolution.id, lambda: self._prepare(want, resolution, gauge, prefetch))
+
+    @contextmanager
+    def _waiting(self, resolution: Resolution) -> Iterator[None]:
+        """Somebody waits for it: it is no prefetch any more, whatever it began as."""
+        self._waited_for[resolution.id] += 1
+        try:
+            yield
+        finally:
+            self._waited_for[resolution.id] -= 1
+            self._waited_for += Counter()
 
     async def _prepare(self, want: Want, resolution: Resolution, gauge: Gauge, prefetch: bool) -> RefRow:
         try:
@@ -182,15 +194,10 @@ class Preparer:
         unsafe = self._shelf.index.read(blobs.unsafe)
         items = plan.missing([resolution], sizes)
         brought: dict[tuple[str, ...], Brought] = {}
+        origin = await asyncio.get_running_loop().run_in_executor(self._threads, self._directory.origin_of, want.source)
 
         async def one(item: Missing) -> None:
-            order = Order(
-                item,
-                self._directory.origin_of(want.source),
-                resolution.id,
-                allow_pickle=want.policy.allow_pickle,
-                prefetch=prefetch,
-            )
+            order = Order(item, origin, resolution.id, want.policy.allow_pickle, lambda: not self._waited_for[resolution.id])
             try:
                 brought[item.key] = await self._ingests.bring(order)
             except durable.DiskFull as full:

@@ -157,8 +157,8 @@ class FetchSettings(Frozen):
 
     #: Bytes of one ranged GET; what a crash costs at the most is this times the requests under way.
     segment_bytes: Bytes = 16 << 20
-    #: Ranged GETs under way at once, over all files.
-    connections: int = Field(default=8, ge=1, le=128)
+    #: Ranged GETs that somebody waits for under way at once, over all files and origins, at the most.
+    connections: int = Field(default=16, ge=1, le=128)
     connect_timeout_s: Seconds = 5
     #: A connection that brings nothing for this long is dropped and tried again.
     idle_timeout_s: Seconds = 20
@@ -251,6 +251,11 @@ class Settings(Frozen):
     def names(self) -> dict[str, ModelSettings]:
         """Every bare name: models and loras; a model wins over a LoRA of the same name."""
         return {**self.loras, **self.models}
+
+    def connections_of(self, label: str) -> int:
+        """Requests to this origin under way at once, at the most."""
+        origin = self.origins.get(label)
+        return OriginSettings().max_connections if origin is None else origin.max_connections
 
     def hasty(self) -> Settings:
         """The same, for origins whose answer nobody can wait for."""

@@ -12,7 +12,7 @@ import threading
 
 from hotshelf_shared.digest import Digest
 
-READ_BYTES = 1 << 20
+READ_BYTES = 256 << 10
 
 
 class Frontier:

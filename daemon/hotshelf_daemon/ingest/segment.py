@@ -11,15 +11,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from awscrt.checksums import crc64nvme
 
 from hotshelf_daemon.ingest.frontier import Frontier
 from hotshelf_daemon.objects import OriginObject
 from hotshelf_daemon.origin import Misanswered, Origin, delay_s
-from hotshelf_daemon.store.durable import disk_errors, pwrite_all
+from hotshelf_daemon.store.durable import disk_errors, pwrite_all, start_writeback
 from hotshelf_shared.errors import OriginUnavailable
 
+#: Small enough for a processor's cache; writes of a megabyte cost seven times as much on kernels with large folios.
 BUFFER_BYTES = 256 << 10
 #: An attempt that brought less has not helped: breaking again and again after a few bytes must come to an end.
 WORTHWHILE_BYTES = 64 << 10
@@ -43,6 +45,33 @@ class Meter:
         return min(self.size, self.kept + sum(self.parts.copy().values()))
 
 
+class Traffic(Protocol):
+    """What a download is within all that is under way."""
+
+    def came(self, count: int) -> None:
+        """Bytes arrived."""
+        ...
+
+    def pause(self, count: int, stop: threading.Event) -> bool:
+        """Lets others go first after these bytes; whether it waited."""
+        ...
+
+    def refused(self) -> None:
+        """The origin asks for less, or does not answer."""
+        ...
+
+
+class Alone:
+    """Nothing else is under way."""
+
+    def came(self, count: int) -> None: ...
+
+    def pause(self, count: int, stop: threading.Event) -> bool:  # noqa: ARG002
+        return False
+
+    def refused(self) -> None: ...
+
+
 @dataclass(slots=True)
 class Job:
     """What all segments of an ingest share.
@@ -57,6 +86,7 @@ class Job:
     frontier: Frontier
     meter: Meter
     attempts: int
+    traffic: Traffic = field(default_factory=Alone)
     floor_rate: float = 0
     floor_window_s: float = 20
     #: Nothing ties a second request to the version of the first: what broke off cannot be taken up.
@@ -106,10 +136,15 @@ def fetch(job: Job, start: int, stop: int) -> int:
                             job.frontier.feed(chunk)
                         at += len(chunk)
                         job.meter.parts[start] = at - start
+                        job.traffic.came(len(chunk))
                         floor.came(len(chunk))
+                        if job.traffic.pause(len(chunk), job.stop):
+                            floor = _Floor(job)
             except (OriginUnavailable, Misanswered) as error:
                 attempt = attempt + 1 if at - began < WORTHWHILE_BYTES else 1
                 hopeless = isinstance(error, OriginUnavailable) and not error.retryable
+                if isinstance(error, OriginUnavailable):
+                    job.traffic.refused()
                 if hopeless or attempt >= job.attempts or (job.loose and at > start):
                     raise
                 if job.stop.wait(delay_s(attempt, asked=error.retry_after_s)):
@@ -118,6 +153,7 @@ def fetch(job: Job, start: int, stop: int) -> int:
         if owns:
             job.frontier.disown()
     with job.touching():
+        start_writeback(job.fd, start, stop)  # so that the disk has less to do when all has arrived
         job.frontier.arrived(start, stop)
     return crc
 

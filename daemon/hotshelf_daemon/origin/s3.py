@@ -15,6 +15,8 @@ from urllib.parse import unquote, urlsplit
 
 import boto3
 import botocore
+import botocore.loaders
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MAX_LISTED = 200_000
+#: Reads what S3's operations are, half a second of parsing, once for all clients.
+_LOADER = botocore.loaders.create_loader()
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)\Z")
 
 
@@ -48,7 +52,10 @@ def client_for(origin: OriginSettings, settings: Settings) -> S3Client:
         read_timeout=fetch.idle_timeout_s,
         tcp_keepalive=True,
     )
+    library = botocore.session.Session()
+    library.register_component("data_loader", _LOADER)
     session = boto3.session.Session(
+        botocore_session=library,
         aws_access_key_id=origin.access_key_id,
         aws_secret_access_key=origin.secret_access_key.get_secret_value() if origin.secret_access_key else None,
         aws_session_token=origin.session_token.get_secret_value() if origin.session_token else None,

@@ -10,12 +10,15 @@ import contextlib
 import ctypes
 import errno
 import os
+import threading
 from collections.abc import Iterator
 
 from hotshelf_shared.errors import DaemonUnavailable, HotshelfError, InsufficientSpace
 
 READ_ONLY_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+MODEST = 5
 _RENAME_NOREPLACE = 1
+_SYNC_FILE_RANGE_WRITE = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -77,6 +80,18 @@ def seal(fd: int) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def be_modest() -> None:
+    """This thread goes after the others when processors are short: those that answer workers, above all."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), MODEST)
+
+
+def start_writeback(fd: int, start: int, stop: int) -> None:
+    """Begins to write these bytes to the disk, without waiting and without any promise: only `seal` gives one."""
+    with contextlib.suppress(AttributeError):  # no such call in this C library
+        _libc.sync_file_range(fd, ctypes.c_int64(start), ctypes.c_int64(stop - start), _SYNC_FILE_RANGE_WRITE)
 
 
 def rename_new(from_folder: int, name: str, to_folder: int, new_name: str) -> None:
