@@ -142,7 +142,7 @@ class Downloads:
                         return
                     crc = await self._in_thread(job, lambda: segment.fetch(job, *span), wait=False)  # noqa: B023
                 if journalled:
-                    await self._shelf.index.write(lambda db: ingests.journal(db, row.id, SegmentRow(*span, crc)))  # noqa: B023
+                    await self._shelf.index.write_brief(lambda db: ingests.journal(db, row.id, SegmentRow(*span, crc)))  # noqa: B023
 
         try:
             async with asyncio.TaskGroup() as group:

@@ -141,7 +141,7 @@ class Ingests:
             active.ingest = row.id  # before anybody can see the row, and take it for abandoned
             return row
 
-        row = await self._shelf.index.write(begin)
+        row = await self._shelf.index.write_brief(begin)
         try:
             done = await self._downloads.download(Task(order.origin, item.object, row, active.meter, active.is_prefetch))
         except BaseException as error:

@@ -109,19 +109,18 @@ class Lanes:
             self._looking = asyncio.get_running_loop().call_later(MOMENT_S, self._look)
 
     def _next(self) -> _Waiting | None:
+        """Who waits longest of the first class that has a free lane."""
         demand = sum(lane.demand for lane in self._lanes.values())
-        able = [
-            (prefetch, wait.turn, number)
-            for number, wait in enumerate(self._waiting)
-            if self._may(wait.origin, prefetch := wait.is_prefetch(), demand)
-        ]
-        return self._waiting[min(able)[2]] if able else None
+        if demand >= self._most:
+            return None
+        free = {origin for origin in {wait.origin for wait in self._waiting} if self._lane(origin).demand < self.limit(origin)}
+        waiting = [wait for wait in self._waiting if wait.origin in free and not wait.is_prefetch()]
+        if not waiting and not demand:
+            waiting = [wait for wait in self._waiting if self._lane(wait.origin).prefetch < self._most_prefetch(wait.origin)]
+        return min(waiting, key=lambda wait: wait.turn, default=None)
 
-    def _may(self, origin: str, prefetch: bool, demand: int) -> bool:
-        lane, limit = self._lane(origin), self.limit(origin)
-        if prefetch:
-            return not demand and lane.prefetch < max(1, limit // 2)
-        return demand < self._most and lane.demand < limit
+    def _most_prefetch(self, origin: str) -> int:
+        return max(1, self.limit(origin) // 2)
 
     def _end(self, origin: str, *, prefetch: bool) -> None:
         lane = self._lane(origin)
