@@ -53,12 +53,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Took:
-    """Seconds and CPU-seconds of fetching and syncing, and of the sha256 of all files after it."""
+    """Seconds and CPU-seconds of fetching and syncing, and of the sha256 of all files after it; `peak` memory in bytes."""
 
     seconds: float
     cpu: float
     hash_seconds: float = 0.0
     hash_cpu: float = 0.0
+    peak: int = 0
 
 
 #: What is to be timed; a peer imports what it needs before it returns this.

@@ -178,6 +178,7 @@ class Ingests:
         await asyncio.to_thread(files.drop_ingest, self._shelf.layout, row.id)
 
         def change(db: Any) -> None:
+            ingests.advance(db, row.id, IngestEvent.VERIFY)
             ingests.advance(db, row.id, IngestEvent.REJECT)
             ingests.close(db, [row.id])
             if fact is not None:
