@@ -60,5 +60,4 @@ def run(server: UnixServer) -> Run:
 @pytest.fixture
 def cold_disk(tmp_path: Path) -> None:
     """Skips where a file cannot be taken out of the page cache: on a tmpfs, say."""
-    if page_cache.cached_bytes(page_cache.written(tmp_path / "probe", 1 << 20)):
-        pytest.skip(f"this machine lacks a disk below {tmp_path} whose pages can be dropped")
+    page_cache.written(tmp_path / "probe", 1 << 20)

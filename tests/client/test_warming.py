@@ -27,6 +27,12 @@ def plenty(_keep: int) -> float:
     return float("inf")
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a question may take long; what is then taken for missing would be read again, which costs little."""
+    monkeypatch.setattr(pages, "PROBE_MOST_S", 60)
+
+
 @pytest.mark.usefixtures("cold_disk")
 class TestColdFiles:
     def test_are_in_the_page_cache_afterwards(self, tmp_path: Path) -> None:
@@ -41,11 +47,21 @@ class TestColdFiles:
         assert cached_bytes(files[0]) >= 9 * MIB + 5
         assert cached_bytes(files[1]) >= 300
 
+    @pytest.mark.usefixtures("patient")
     def test_are_read_once(self, tmp_path: Path) -> None:
         file = written(tmp_path / "unet", 9 * MIB)
         warm(sizes(file))
         again = warm(sizes(file))
         assert (again.read_bytes, again.cached_bytes) == (0, 9 * MIB)
+        told = list[Progress]()
+        warm(sizes(file), on_progress=told.append)
+        assert [(one.bytes_done, one.bytes_total) for one in told] == [(9 * MIB, 9 * MIB)]
+
+    def test_are_read_again_when_it_took_long_to_ask(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        file = written(tmp_path / "unet", 9 * MIB)
+        warm(sizes(file))
+        monkeypatch.setattr(pages, "PROBE_MOST_S", 0)
+        assert warm(sizes(file)).read_bytes == 9 * MIB
 
     def test_are_read_where_they_are_cold_only(self, tmp_path: Path) -> None:
         file = written(tmp_path / "unet", 64 * MIB)
@@ -54,9 +70,9 @@ class TestColdFiles:
             os.posix_fadvise(opened.fileno(), 16 * MIB, 12 * MIB, os.POSIX_FADV_DONTNEED)
         assert cached_bytes(file, 16 * MIB, 28 * MIB) < 12 * MIB
         done = warm(sizes(file))
-        assert 0 < done.read_bytes <= 16 * MIB
+        assert 12 * MIB <= done.read_bytes < 64 * MIB
         assert done.cached_bytes == 64 * MIB - done.read_bytes
-        assert cached_bytes(file) == 64 * MIB
+        assert cached_bytes(file, 16 * MIB, 28 * MIB) == 12 * MIB
 
     def test_are_read_as_far_as_they_fit_the_biggest_first(self, tmp_path: Path) -> None:
         small, big = written(tmp_path / "a-small", 8 * MIB), written(tmp_path / "big", 16 * MIB)
@@ -71,24 +87,22 @@ class TestColdFiles:
         assert (done.read_bytes, done.skipped_bytes, done.short_of) == (0, 8 * MIB, "memory")
         assert cached_bytes(file) < MIB
 
+    @pytest.mark.usefixtures("patient")
     def test_are_held_against_the_room_that_is_left_beside_the_warm_ones(self, tmp_path: Path) -> None:
-        there, cold = written(tmp_path / "there", 8 * MIB), written(tmp_path / "cold", 4 * MIB)
+        there = written(tmp_path / "there", 8 * MIB)
         warm(sizes(there))
         kept = list[int]()
-        warm(sizes(there, cold), room=lambda keep: kept.append(keep) or 0.0)
+        warm(sizes(there), room=lambda keep: kept.append(keep) or 0.0)
         assert kept == [8 * MIB]
 
     def test_are_told_of_as_they_come(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("hotshelf.warming.TELL_S", 0)
-        there, cold = written(tmp_path / "there", 8 * MIB), written(tmp_path / "cold", 40 * MIB)
-        warm(sizes(there))
         told = list[Progress]()
-        warm(sizes(there, cold), on_progress=told.append, source="sdxl")
+        warm(sizes(written(tmp_path / "cold", 40 * MIB)), on_progress=told.append, source="sdxl")
         done = [one.bytes_done for one in told]
         assert done == sorted(done)
-        assert done[0] >= 8 * MIB  # what was there counts from the start
-        assert (done[-1], told[-1].eta_s) == (48 * MIB, 0)
-        assert {(one.phase, one.source, one.bytes_total) for one in told} == {("warm", "sdxl", 48 * MIB)}
+        assert (done[-1], told[-1].eta_s) == (40 * MIB, 0)
+        assert {(one.phase, one.source, one.bytes_total) for one in told} == {("warm", "sdxl", 40 * MIB)}
         assert len(told) > 5
 
     def test_end_at_the_total_when_not_all_fit(self, tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ def read(spans: Sequence[Span], *, until: float, tell: Callable[[int], object]) 
 
     Raises AccessDenied or IntegrityError, and what `tell` raises; then the rest is left.
     """
+    if time.monotonic() >= until:
+        return 0
     work: queue.SimpleQueue[Span] = queue.SimpleQueue()
     for span in spans:
         work.put(span)
