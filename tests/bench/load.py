@@ -69,6 +69,10 @@ def one_round(folder: pathlib.Path, origin: Nginx, big: str) -> tuple[list[float
     return idle, loaded, ended[0]
 
 
+def _ms(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds) * 1e3:.2f} ms"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -81,10 +85,8 @@ def main() -> None:
     for share in (0.5, 0.99):
         idle, loaded = ([quantile(one[which], share) for one in rounds] for which in (0, 1))
         ratios = sorted(under / alone for alone, under in zip(idle, loaded, strict=True))
-        print(
-            f"p{share * 100:g}: idle {statistics.median(idle) * 1e3:.2f} ms, under a download {statistics.median(loaded) * 1e3:.2f} ms;"
-            f" ratio: median {statistics.median(ratios):.2f}, from {ratios[0]:.2f} to {ratios[-1]:.2f}"
-        )
+        print(f"p{share * 100:g}: idle {_ms(idle)}, under a download {_ms(loaded)};"
+              f" ratio: median {statistics.median(ratios):.2f}, from {ratios[0]:.2f} to {ratios[-1]:.2f}")  # fmt: skip
     print(f"the download: {big.bytes / 1e9 / statistics.median(one[2] for one in rounds):.2f} GB/s")
 
 

@@ -1,4 +1,4 @@
-"""What is fetched: trees below an origin's root as `hotshelf push` leaves them, so that all contestants fetch the same files."""
+"""What is fetched: trees below an origin's root as `hotshelf push` leaves them, so that all fetch the same files."""
 
 from __future__ import annotations
 
