@@ -217,5 +217,5 @@ class Cut:
     def _length(self, at_once: int) -> int:
         if at_once == 1:
             return self._segment_bytes
-        least = min(self._segment_bytes, max(LEAST_SEGMENT_BYTES, TAIL_BYTES // (4 * at_once)))
-        return max(least, min(self._segment_bytes, self.left // (2 * at_once)))
+        least = min(self._segment_bytes, max(LEAST_SEGMENT_BYTES, min(self._segment_bytes // 4, TAIL_BYTES // at_once)))
+        return max(least, min(self._segment_bytes, self.left // at_once))

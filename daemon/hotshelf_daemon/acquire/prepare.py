@@ -193,11 +193,14 @@ class Preparer:
         sizes = self._shelf.index.read(lambda db: blobs.sizes(db, [f.digest for f in resolution.files if f.digest]))
         unsafe = self._shelf.index.read(blobs.unsafe)
         items = plan.missing([resolution], sizes)
+        keep = self._shelf.settings.fetch.keeps_pages(sum(item.object.size for item in items))
         brought: dict[tuple[str, ...], Brought] = {}
         origin = await asyncio.get_running_loop().run_in_executor(self._threads, self._directory.origin_of, want.source)
 
         async def one(item: Missing) -> None:
-            order = Order(item, origin, resolution.id, want.policy.allow_pickle, lambda: not self._waited_for[resolution.id])
+            order = Order(
+                item, origin, resolution.id, want.policy.allow_pickle, lambda: not self._waited_for[resolution.id], keep
+            )
             try:
                 brought[item.key] = await self._ingests.bring(order)
             except durable.DiskFull as full:

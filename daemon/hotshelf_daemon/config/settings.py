@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
+from hotshelf_shared import memory
 from hotshelf_shared.errors import HotshelfError
 from hotshelf_shared.patterns import Patterns
 from hotshelf_shared.source import Source
@@ -165,6 +166,12 @@ class FetchSettings(Frozen):
     #: Bytes a second that a connection must bring, over each `idle_timeout_s`, or it is dropped and tried again.
     floor_rate: Bytes = 1_024
     attempts: int = Field(default=5, ge=1, le=20)
+    #: Whether what is fetched stays in the page cache. `auto`: when all of it fits; else it would only drive out the rest.
+    page_cache: Literal["auto", "keep", "drop"] = "auto"
+
+    def keeps_pages(self, size: int) -> bool:
+        """Of a set of `size` bytes that is about to be fetched."""
+        return size <= memory.room(0) if self.page_cache == "auto" else self.page_cache == "keep"
 
 
 class Settings(Frozen):

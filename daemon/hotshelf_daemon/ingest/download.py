@@ -54,6 +54,8 @@ class Task:
     row: IngestRow
     meter: Meter
     is_prefetch: Callable[[], bool]
+    #: Whether its pages stay in the page cache.
+    keep: bool = True
 
 
 class Downloads:
@@ -88,7 +90,7 @@ class Downloads:
         def bring() -> Downloaded:
             with job.touching():
                 job.fd, _ = files.open_ingest(self._shelf.layout, task.row.id, task.row.size, resume=False)
-                job.frontier = Frontier(job.fd, task.row.size)
+                job.frontier = Frontier(job.fd, task.row.size, keep=task.keep)
             if task.row.size:
                 segment.fetch(job, 0, task.row.size)
             with job.touching():
@@ -105,12 +107,12 @@ class Downloads:
     def _judged(self, job: Job, row: IngestRow) -> Downloaded:
         return Downloaded(job.fd, job.frontier.digest(), reason_by_bytes(job.fd, row.size))
 
-    async def seal(self, fd: int) -> None:
-        """Read-only, on the disk, closed; closed also when it fails."""
+    async def seal(self, fd: int, *, keep: bool) -> None:
+        """Read-only, on the disk, closed; closed also when it fails. Out of the page cache unless it is to `keep` it."""
 
         def seal() -> None:
             with durable.disk_errors("syncing a download"):
-                durable.seal(fd)
+                durable.seal(fd, keep=keep)
 
         await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, seal))
 
@@ -119,7 +121,7 @@ class Downloads:
             task.origin,
             task.object,
             fd,
-            Frontier(fd, task.row.size),
+            Frontier(fd, task.row.size, keep=task.keep),
             task.meter,
             self._fetch.attempts,
             traffic=_Traffic(self._lanes, self._rate, task),

@@ -52,6 +52,8 @@ class Order:
     allow_pickle: bool
     #: Whether nobody waits for it; asked again and again.
     is_prefetch: Callable[[], bool] = lambda: False
+    #: Whether its pages stay in the page cache.
+    keep: bool = True
 
 
 @dataclass(slots=True)
@@ -143,7 +145,8 @@ class Ingests:
 
         row = await self._shelf.index.write_brief(begin)
         try:
-            done = await self._downloads.download(Task(order.origin, item.object, row, active.meter, active.is_prefetch))
+            task = Task(order.origin, item.object, row, active.meter, active.is_prefetch, order.keep)
+            done = await self._downloads.download(task)
         except BaseException as error:
             await asyncio.shield(asyncio.create_task(self._interrupt(row, drop=isinstance(error, IntegrityError))))
             raise
@@ -161,7 +164,7 @@ class Ingests:
             await self._reject(row, blobs.Learnt(row.origin, row.key, row.version, row.size, done.digest, done.unsafe))
             return Brought(done.digest, row.size, done.unsafe, kept=False)
         try:
-            await self._downloads.seal(done.fd)
+            await self._downloads.seal(done.fd, keep=order.keep)
         except Exception:
             await self._interrupt(row, drop=True)  # after a failed sync nothing in the file can be trusted
             raise

@@ -155,6 +155,7 @@ def fetch(job: Job, start: int, stop: int) -> int:
     with job.touching():
         start_writeback(job.fd, start, stop)  # so that the disk has less to do when all has arrived
         job.frontier.arrived(start, stop)
+        job.frontier.let_go()
     return crc
 
 
