@@ -104,7 +104,7 @@ def _foundation(order: PipelineOrder, files: Files, cache: PipelineCache | None,
     """A clean pipeline whose modules are its own."""
     if cache is None or order.device_map is not None:
         with constructing, quietly():
-            pipe = _loaded(order, files, {}, frozenset(), reading)
+            pipe = _loaded(order, files, {}, frozenset(_component_keys(order, files)), reading)
             return Foundation(pipe, "built" if files.snapshot is None else "snapshot")
     keys, base = _component_keys(order, files), BaseKey.of(order, files)
     with cache.building(base), constructing, quietly():
