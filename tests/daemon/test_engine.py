@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import threading
@@ -116,6 +117,17 @@ def test_a_preload_that_somebody_asks_for_is_not_slowed_any_more(make_daemon: Ma
     began = time.monotonic()
     assert daemon.acquire("a").status == 200
     assert time.monotonic() - began < 30  # at the rate of a preload it would take four minutes
+
+
+def test_a_trace_says_how_long_after_the_last_byte_a_file_was_known_to_be_right(make_daemon: MakeDaemon, slow: Paced) -> None:
+    objects.write(slow.root / "weights", {"a.safetensors": objects.safetensors("traced", 6 * MIB)})
+    daemon = make_daemon(origins=from_(slow), fetch={"segment_bytes": MIB})
+    assert daemon.acquire("s3://weights/a.safetensors").status == 200
+    lines = [json.loads(line) for line in daemon.log_text.splitlines()]
+    (fetched,) = [line for line in lines if line["event"] == "fetched"]
+    assert (fetched["origin"], fetched["key"], fetched["bytes"]) == ("o", "a.safetensors", 6 * MIB)
+    assert 0 <= fetched["verdict_ms"] < 2_000
+    assert fetched["seconds"] >= 6 / 4 / 16
 
 
 # ---- a web server in front

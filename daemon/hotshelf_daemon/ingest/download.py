@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from hotshelf_daemon.store import blobs as files
 from hotshelf_daemon.store import durable
 from hotshelf_shared.digest import Digest
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 #: Threads per connection: one that was given up while its origin is silent holds no lane, and must not hold up the next either.
 SPARE_THREADS = 4
@@ -74,14 +77,17 @@ class Downloads:
             return await self._in_one_go(task)
         resume = task.row.size > self._fetch.segment_bytes
         fd, resumed = await asyncio.to_thread(files.open_ingest, self._shelf.layout, task.row.id, task.row.size, resume=resume)
-        job = self._job(task, fd)
+        job, began = self._job(task, fd), time.monotonic()
         try:
             done = await self._trusted(job, task.row) if resumed else []
             await self._fetch_all(job, task, done)
-            return await self._in_thread(job, lambda: self._judged(job, task.row))
+            judged = await self._in_thread(job, lambda: self._judged(job, task.row))
         except BaseException:
             os.close(fd)
             raise
+        took = {"seconds": round(job.last_at - began, 3), "verdict_ms": round(1e3 * (time.monotonic() - job.last_at), 1)}
+        log.info("fetched", extra={"origin": task.origin.label, "key": task.object.key, "bytes": task.row.size, **took})
+        return judged
 
     async def _in_one_go(self, task: Task) -> Downloaded:
         """All of it by one thread: of a small file the steps are what costs."""

@@ -92,6 +92,8 @@ class Job:
     #: Nothing ties a second request to the version of the first: what broke off cannot be taken up.
     loose: bool = False
     stop: threading.Event = field(default_factory=threading.Event)
+    #: When the last bytes came, by time.monotonic().
+    last_at: float = field(default_factory=time.monotonic)
     _touching: int = 0
     _touched: threading.Condition = field(default_factory=threading.Condition)
 
@@ -135,7 +137,7 @@ def fetch(job: Job, start: int, stop: int) -> int:
                         if owns:
                             job.frontier.feed(chunk)
                         at += len(chunk)
-                        job.meter.parts[start] = at - start
+                        job.meter.parts[start], job.last_at = at - start, time.monotonic()
                         job.traffic.came(len(chunk))
                         floor.came(len(chunk))
                         if job.traffic.pause(len(chunk), job.stop):
