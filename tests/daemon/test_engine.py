@@ -20,6 +20,7 @@ from tests.client import page_cache
 from tests.daemon_process import Daemon
 from tests.servers.nginx import Nginx
 from tests.servers.paced import Paced
+from tests.servers.recorder import Recorder
 
 MIB = 1 << 20
 MakeDaemon = Callable[..., Daemon]
@@ -76,7 +77,7 @@ def slow(tmp_path: pathlib.Path) -> Iterator[Paced]:
         yield origin
 
 
-def from_(origin: Paced | Nginx) -> dict[str, object]:
+def from_(origin: Paced | Nginx | Recorder) -> dict[str, object]:
     return {"o": {"endpoint_url": origin.endpoint_url, "unsigned": True}}
 
 
@@ -128,6 +129,24 @@ def test_a_trace_says_how_long_after_the_last_byte_a_file_was_known_to_be_right(
     assert (fetched["origin"], fetched["key"], fetched["bytes"]) == ("o", "a.safetensors", 6 * MIB)
     assert 0 <= fetched["verdict_ms"] < 2_000
     assert fetched["seconds"] >= 6 / 4 / 16
+
+
+def test_a_request_that_goes_quiet_at_the_end_is_overtaken_and_not_waited_for(
+    make_daemon: MakeDaemon, tmp_path: pathlib.Path
+) -> None:
+    weights = objects.safetensors("quiet", 8 * MIB)
+    with Nginx(tmp_path / "nginx") as origin, Recorder(origin.endpoint_url) as recorder:
+        objects.write(origin.root / "weights", {"a.safetensors": weights})
+        recorder.before(lambda _: recorder.stall("", after_bytes=100_000, times=1), method="GET", times=1)
+        daemon = make_daemon(origins=from_(recorder), fetch={"segment_bytes": MIB, "connections": 4})
+        began = time.monotonic()
+        answer = daemon.acquire("s3://weights/a.safetensors")
+        assert answer.status == 200, answer.body
+        assert time.monotonic() - began < 15  # silence is borne for 20 s
+        assert '"a slow request is overtaken"' in daemon.log_text
+        recorder.resume()
+        assert (daemon.store / answer.body["path"] / "a.safetensors").read_bytes() == weights
+        assert recorder.bytes_for("a.safetensors") <= 9 * MIB
 
 
 # ---- a web server in front

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from hotshelf_daemon.ingest import segment
 from hotshelf_daemon.ingest.frontier import Frontier
 from hotshelf_daemon.ingest.lanes import Lanes
 from hotshelf_daemon.ingest.pacing import Rate
-from hotshelf_daemon.ingest.segment import Job, Meter
+from hotshelf_daemon.ingest.segment import Job, Meter, Run
 from hotshelf_daemon.objects import OriginObject
 from hotshelf_daemon.origin import Origin
 from hotshelf_daemon.plan import Cut
@@ -35,6 +36,10 @@ T = TypeVar("T")
 SPARE_THREADS = 4
 #: Up to this size a file is brought by one thread in one go.
 SMALL_BYTES = 1 << 20
+#: In the tail a run is slow when for so long it brings less than this share of what is usual; so many requests are spared.
+SLOW_S = 1.0
+SLOW_SHARE = 0.1
+SPARE_REQUESTS = 2
 #: How often what stands aside for demand looks whether it may go on, seconds.
 LOOK_S = 0.25
 
@@ -148,7 +153,7 @@ class Downloads:
                     span = cut.next(1 if job.loose else self._lanes.limit(label))
                     if span is None:
                         return
-                    crc = await self._in_thread(job, lambda: segment.fetch(job, *span), wait=False)  # noqa: B023
+                    crc = await self._carried(job, Run.of(*span), lambda: not cut.left)
                 if journalled:
                     await self._shelf.index.write_brief(lambda db: ingests.journal(db, row.id, SegmentRow(*span, crc)))  # noqa: B023
 
@@ -158,6 +163,31 @@ class Downloads:
                     group.create_task(one_after_another())
         except BaseExceptionGroup as failures:
             raise first_failure(failures) from failures
+
+    async def _carried(self, job: Job, run: Run, is_tail: Callable[[], bool]) -> int:
+        """The run's checksum when it is through. In the tail, where all wait for the last ones, a slow one is taken over.
+
+        By a new request that goes on where the old one stands, whose thread may sit in its read for as long as it likes.
+        """
+        pace, spares = _Pace(job, run), 0 if job.loose else SPARE_REQUESTS
+        while True:
+            work = asyncio.create_task(self._in_thread(job, lambda: segment.carry(job, run), wait=False))
+            try:
+                while not (await asyncio.wait([work], timeout=LOOK_S))[0]:
+                    if is_tail() and spares and pace.is_slow():
+                        break
+                else:
+                    crc = await work
+                    job.rates.append((run.stop - run.start) / max(pace.age_s, 1e-6))
+                    return crc
+            except asyncio.CancelledError:
+                work.cancel()
+                await asyncio.wait([work])
+                raise
+            spares -= 1
+            await asyncio.get_running_loop().run_in_executor(None, job.take_over, run)
+            work.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # Stopped: it concerns nobody
+            log.info("a slow request is overtaken", extra={"origin": job.origin.label, "key": job.object.key, "at": run.at})
 
     async def _trusted(self, job: Job, row: IngestRow) -> list[SegmentRow]:
         """The journalled segments that the file really holds: a power cut can take bytes that the journal has."""
@@ -186,6 +216,27 @@ class Downloads:
             if wait:
                 await asyncio.wait([future])
             raise
+
+
+class _Pace:
+    """How fast one run comes, beside what a connection of this file brings on the average."""
+
+    def __init__(self, job: Job, run: Run) -> None:
+        self._job, self._run = job, run
+        self._began = self._since = time.monotonic()
+        self._at = run.at
+
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self._began
+
+    def is_slow(self) -> bool:
+        """Whether the last moments brought next to nothing of what is usual. Asked now and then."""
+        now = time.monotonic()
+        if (passed := now - self._since) < SLOW_S:
+            return False
+        rate, self._since, self._at = (self._run.at - self._at) / passed, now, self._run.at
+        return bool(self._job.rates) and rate < SLOW_SHARE * statistics.median(self._job.rates)
 
 
 class _Traffic:
