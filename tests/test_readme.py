@@ -178,6 +178,7 @@ def test_push_and_acquire_as_shown(
     text = block("sh", "hotshelf acquire").replace("s3://weights/", f"s3://{bucket}/pushed/")
     text = text.replace("acquire sdxl", f"acquire s3://{bucket}/pushed/sdxl")
     said = shell(text, tmp_path, {**daemon.environment, "HOTSHELF_CONFIG": str(file)})
+    assert len({*said.strip().split("\n")[-2:]}) == 1
     held = pathlib.Path(said.strip().split("\n")[-1])
     assert objects.read(held) == objects.model("readme")
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hotshelf.client import Client, acquire, evict, pin, snapshots, status, unpin, verify
     from hotshelf.lease import Lease, Leases
     from hotshelf.pipelines import PipelineCache, explain, load_pipeline, swap_lora
+    from hotshelf.warming import Warmed
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,7 @@ __all__ = [
     "Lease",
     "Leases",
     "PipelineCache",
+    "Warmed",
     "acquire",
     "errors",
     "evict",
@@ -42,6 +44,7 @@ _HOMES = {
     "Lease": "lease",
     "Leases": "lease",
     "PipelineCache": "pipelines",
+    "Warmed": "warming",
     "acquire": "client",
     "evict": "client",
     "explain": "pipelines",

@@ -54,9 +54,8 @@ def compose(
     allow_patterns: Globs = None,
     ignore_patterns: Globs = None,
     hold_s: float | None = None,
-    client: str | None = None,
 ) -> dict[str, Any]:
-    """The body of ``POST /v1/leases``, without the timeout. What is not asked for is not sent."""
+    """The body of ``POST /v1/leases``, without timeout and client. What is not asked for is not sent."""
     one = isinstance(wanted, str | Mapping)
     body = {
         "source" if one else "sources": wanted if one else list(wanted),
@@ -64,7 +63,6 @@ def compose(
         "allow_patterns": _globs(allow_patterns),
         "ignore_patterns": _globs(ignore_patterns),
         "hold_s": hold_s,
-        "client": client,
     }
     return {name: value for name, value in body.items() if value is not None}
 

@@ -53,6 +53,7 @@ class AsyncClient:
         on_progress: OnProgress | None = None,
         hold_s: float | None = None,
         detached: bool = False,
+        warm: bool = False,
     ) -> Acquiring[Lease]: ...
     @overload
     def acquire(
@@ -65,6 +66,7 @@ class AsyncClient:
         on_progress: OnProgress | None = None,
         hold_s: float | None = None,
         detached: bool = False,
+        warm: bool = False,
     ) -> Acquiring[Leases]: ...
     def acquire(self, source: Any, *, on_progress: OnProgress | None = None, **asked: Any) -> Acquiring[Any]:
         """As `Client.acquire`. To be awaited for the lease, or entered for as long as it is to be held."""
@@ -73,11 +75,18 @@ class AsyncClient:
     async def _acquire(self, source: Any, on_progress: OnProgress | None, asked: dict[str, Any]) -> Any:
         loop = asyncio.get_running_loop()
 
+        unwanted = threading.Event()
+
         def tell(progress: Progress) -> None:
+            if unwanted.is_set():  # reading into the page cache needs no connection that could be ended
+                raise HotshelfError("the call was cancelled")
             if on_progress is not None:
                 loop.call_soon_threadsafe(on_progress, progress)
 
-        return await self._run(lambda client: client.acquire(source, on_progress=tell, **asked))
+        try:
+            return await self._run(lambda client: client.acquire(source, on_progress=tell, **asked))
+        finally:
+            unwanted.set()
 
     async def status(self) -> dict[str, Any]:
         return await self._run(Client.status)

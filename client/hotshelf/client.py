@@ -10,22 +10,19 @@ import copy
 import os
 import time
 from collections.abc import Iterable, Mapping
-from functools import partial
-from pathlib import Path
 from typing import Any, Self, overload
 from urllib.parse import quote
 
 from hotshelf import embedded, handing
-from hotshelf.acquisition import Deadline, Globs, OnProgress, Wanted, compose, request
-from hotshelf.keeper import Keeper, free
+from hotshelf.acquisition import Deadline, Globs, OnProgress, Wanted, compose
+from hotshelf.granting import Granting
+from hotshelf.keeper import Keeper
 from hotshelf.lease import Lease, Leases
-from hotshelf.ledger import Hold
 from hotshelf.transport import Transport, ask
 from hotshelf.unix import UnixTransport  # not on first use: a fork amid that import would hang the child on its lock
-from hotshelf_shared.errors import BadConfiguration, HotshelfError
+from hotshelf_shared.errors import HotshelfError
 from hotshelf_shared.manifest import Manifest
 from hotshelf_shared.recipe import Recipe
-from hotshelf_shared.wire import LeaseAnswer
 
 DEFAULT_SOCKET = "/run/hotshelf/hotshelf.sock"
 DEFAULT_STORE = "/shelf"
@@ -97,6 +94,7 @@ class Client:
         on_progress: OnProgress | None = None,
         hold_s: float | None = None,
         detached: bool = False,
+        warm: bool = False,
     ) -> Lease: ...
     @overload
     def acquire(
@@ -109,6 +107,7 @@ class Client:
         on_progress: OnProgress | None = None,
         hold_s: float | None = None,
         detached: bool = False,
+        warm: bool = False,
     ) -> Leases: ...
     def acquire(
         self,
@@ -121,52 +120,23 @@ class Client:
         on_progress: OnProgress | None = None,
         hold_s: float | None = None,
         detached: bool = False,
+        warm: bool = False,
     ) -> Lease | Leases:
         """Waits until the files of `source` are on the shelf, verified, and holds them there.
 
         Several sources are granted all or nothing. `timeout` is in seconds, for everything, a daemon that is not up yet
         included. A lease is renewed while this process lives; one that is `detached`, or has `hold_s` (seconds), is not:
-        it outlives the process for its time.
+        it outlives the process for its time. `warm` reads the files into the page cache, as far as memory goes and until
+        `timeout`, which ends that but not the lease; `lease.warmed` says how far it came.
         """
-        deadline = Deadline.after(timeout)
-        keeper = None if detached or hold_s is not None else self.keeper
-        body = compose(
-            source,
-            revision=revision,
-            allow_patterns=allow_patterns,
-            ignore_patterns=ignore_patterns,
-            hold_s=hold_s,
-            client=None if keeper is None else keeper.client,
-        )
-        leases = self._take(body, keeper, deadline, on_progress)
-        if _missing(leases):  # removed by hand, say: asked again, the daemon lays it out anew
-            leases.release()
-            leases = self._take(body, keeper, deadline, on_progress)
-        if (missing := _missing(leases)) is not None:
-            leases.release()
-            raise BadConfiguration(
-                f"the daemon granted {missing.path}, which cannot be seen here",
-                hint="Mount the daemon's store in this container and name the mount in HOTSHELF_STORE.",
-            )
+        granting = Granting(self.transport, self._mount, Deadline.after(timeout), on_progress)
+        body = compose(source, revision=revision, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns, hold_s=hold_s)
+        is_kept = not detached and hold_s is None
+        if warm:
+            leases = granting.warm(body, self.keeper, detached=not is_kept)
+        else:
+            leases = granting.grant(body, self.keeper if is_kept else None)
         return leases if "sources" in body else leases[0]
-
-    def _take(self, body: dict[str, Any], keeper: Keeper | None, deadline: Deadline, on_progress: OnProgress | None) -> Leases:
-        transport = self.transport
-        if keeper is None:
-            answers = request(transport, body, deadline=deadline, on_progress=on_progress)
-            release = partial(_free_unforked, transport, os.getpid())
-            return Leases(self._lease(one, Hold(one.id, one.expires_s), release, _leave_be) for one in answers)
-        token = keeper.begin()
-        try:
-            answers = request(transport, body, deadline=deadline, on_progress=on_progress)
-            holds = keeper.hold(token, answers)
-        finally:
-            keeper.give_up(token)
-        pairs = zip(answers, holds, strict=True)
-        return Leases([self._lease(one, hold, keeper.release, keeper.abandon) for one, hold in pairs])
-
-    def _lease(self, answer: LeaseAnswer, hold: Hold, release: Any, abandon: Any) -> Lease:
-        return Lease(answer, Path(self._mount or answer.store) / answer.path, hold, release=release, abandon=abandon)
 
     # ---- looks
 
@@ -274,21 +244,8 @@ class Client:
         return found
 
 
-def _missing(leases: Leases) -> Lease | None:
-    return next((lease for lease in leases if not os.path.isdir(lease.path)), None)
-
-
 def _quoted(target: str) -> str:
     return quote(target, safe="")
-
-
-def _free_unforked(transport: Transport, owner: int, lease_id: str) -> None:
-    if os.getpid() == owner:
-        free(transport, lease_id)
-
-
-def _leave_be(lease_id: str) -> None:
-    """A detached lease that is garbage goes on: that is what it is for."""
 
 
 #: What the module functions of `hotshelf` speak through.

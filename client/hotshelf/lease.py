@@ -13,6 +13,7 @@ from typing import Self, overload
 from weakref import finalize
 
 from hotshelf.ledger import Hold
+from hotshelf.warming import Warmed
 from hotshelf_shared.digest import Revision
 from hotshelf_shared.manifest import FileEntry
 from hotshelf_shared.wire import LeaseAnswer, Skipped
@@ -44,7 +45,9 @@ class Lease(_Held):
 
     `path` is the snapshot's directory on this machine's mount of the store; for a source that is a single object, the
     directory that holds the file. `files` maps relative paths to digest and size, `skipped` lists what the content
-    policy left out. `release` is called with the id to free it, `abandon` instead when the lease is garbage.
+    policy left out. `warmed` is what became of reading the files, of all sources acquired at once, into the page cache;
+    None when that was not asked for, or the source became another revision meanwhile. `release` is called with the id to
+    free it, `abandon` instead when the lease is garbage.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Lease(_Held):
         abandon: Callable[[str], None],
     ) -> None:
         self.path = path
+        self.warmed: Warmed | None = None
         self._answer, self._hold, self._release = answer, hold, release
         self._finalizer = finalize(self, abandon, answer.id)
         self._finalizer.atexit = False  # at exit the keeper frees everything at once
@@ -124,6 +128,11 @@ class Leases(_Held, Sequence[Lease]):
     def release(self) -> None:
         for lease in self._leases:
             lease.release()
+
+    @property
+    def warmed(self) -> Warmed | None:
+        """As each lease's."""
+        return next((lease.warmed for lease in self._leases if lease.warmed is not None), None)
 
     @overload
     def __getitem__(self, index: int) -> Lease: ...

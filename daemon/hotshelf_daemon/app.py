@@ -139,7 +139,8 @@ async def running(shelf: Shelf, stopping: asyncio.Event | None = None) -> AsyncI
     ingests = Ingests(shelf)
     published = Published(shelf, Directory(settings.hasty(), lambda origin: Counting(origin, metrics)))
     pipelines = Pipelines(shelf, published)
-    preparer = Preparer(shelf, Directory(settings, decorated), ingests, pipelines)
+    directory = Directory(settings, decorated)
+    preparer = Preparer(shelf, directory, ingests, pipelines)
     freshness = Freshness(shelf, preparer)
     leasing = Leasing(shelf)
     keeping = Keeping(shelf, names, preparer)
@@ -166,6 +167,8 @@ async def running(shelf: Shelf, stopping: asyncio.Event | None = None) -> AsyncI
         stack.push_async_callback(freshness.stop)
         stack.push_async_callback(publisher.stop)
         publisher.start()
+        warming = asyncio.create_task(asyncio.to_thread(directory.warm))
+        stack.callback(warming.cancel)
         listening = await stack.enter_async_context(_unix(calls, shelf))
         if settings.listen:
             await stack.enter_async_context(_tcp(shelf))

@@ -20,11 +20,11 @@ from itertools import islice
 from typing import Any, Literal
 
 from hotshelf_daemon.config import Settings, share_of
-from hotshelf_daemon.index.mounts import NETWORK_FILE_SYSTEMS, file_system_of
 from hotshelf_daemon.origin import s3
 from hotshelf_daemon.origin.s3_errors import translated
 from hotshelf_daemon.provenance import Keyring, PublicKey
 from hotshelf_shared.errors import HotshelfError
+from hotshelf_shared.mounts import file_system_of, is_network
 from hotshelf_shared.source import Source
 
 PATIENCE_S = 5.0
@@ -114,7 +114,7 @@ def _store(settings: Settings, status: Status) -> Iterator[Finding]:
 
 def _index(settings: Settings, _status: Status) -> Iterator[Finding]:
     kind = file_system_of(os.path.dirname(settings.index_path))
-    if kind in NETWORK_FILE_SYSTEMS or kind.startswith("fuse"):
+    if is_network(kind):
         message = f"the index {settings.index_path} lies on {kind}, where SQLite's WAL is not safe"
         yield Finding("error", "index", message, "Set index.path to a file on a local disk.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -180,12 +180,42 @@ def _no_room(shelf: Holdings, need: int, lacking: int, holders: Sequence[Mapping
     )
 
 
-def segments(size: int, segment_bytes: int, done: Iterable[tuple[int, int]] = ()) -> list[tuple[int, int]]:
-    """The ranges [start, stop) still to be read of a file, in order, none longer than `segment_bytes`."""
-    ranges, at = [], 0
-    for start, stop in [*sorted(done), (size, size)]:
-        while at < start:
-            ranges.append((at, min(at + segment_bytes, start)))
-            at = ranges[-1][1]
-        at = max(at, stop)
-    return ranges
+#: What may lie beyond the hash when the last bytes of a file arrive: it is hashed after them, and waited for.
+TAIL_BYTES = 48 << 20
+LEAST_SEGMENT_BYTES = 1 << 20
+
+
+class Cut:
+    """The ranges [start, stop) still to be read of a file, handed out in order, none longer than `segment_bytes`.
+
+    Towards the end they get shorter, so that connections end at about the same time, and the hash soon after them.
+    """
+
+    def __init__(self, size: int, segment_bytes: int, done: Iterable[tuple[int, int]] = ()) -> None:
+        self._segment_bytes = segment_bytes
+        self._gaps = deque[tuple[int, int]]()
+        self.taken = 0
+        at = 0
+        for start, stop in [*sorted(done), (size, size)]:
+            if at < start:
+                self._gaps.append((at, start))
+            at = max(at, stop)
+        self.left = sum(stop - start for start, stop in self._gaps)
+
+    def next(self, at_once: int) -> tuple[int, int] | None:
+        """The next range, where `at_once` are read at the same time; None when all are handed out."""
+        if not self._gaps:
+            return None
+        start, stop = self._gaps.popleft()
+        end = min(stop, start + self._length(at_once))
+        if end < stop:
+            self._gaps.appendleft((end, stop))
+        self.left -= end - start
+        self.taken += 1
+        return start, end
+
+    def _length(self, at_once: int) -> int:
+        if at_once == 1:
+            return self._segment_bytes
+        least = min(self._segment_bytes, max(LEAST_SEGMENT_BYTES, min(self._segment_bytes // 4, TAIL_BYTES // at_once)))
+        return max(least, min(self._segment_bytes, self.left // at_once))

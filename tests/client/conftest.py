@@ -13,6 +13,7 @@ from hotshelf.cli import hotshelf
 from hotshelf.client import Client
 from hotshelf.keeper import Keeper
 
+from . import page_cache
 from .fakes import FakeDaemon, UnixServer, socket_path
 
 Run = Callable[..., Result]
@@ -54,3 +55,9 @@ def run(server: UnixServer) -> Run:
         return CliRunner().invoke(hotshelf, ["--socket", str(server.path), *words], prog_name="hotshelf")
 
     return run
+
+
+@pytest.fixture
+def cold_disk(tmp_path: Path) -> None:
+    """Skips where a file cannot be taken out of the page cache: on a tmpfs, say."""
+    page_cache.written(tmp_path / "probe", 1 << 20)

@@ -15,7 +15,7 @@ from awscrt.checksums import crc64nvme
 
 from hotshelf_daemon.ingest import segment
 from hotshelf_daemon.ingest.frontier import Frontier
-from hotshelf_daemon.ingest.segment import Job, Meter, Stopped
+from hotshelf_daemon.ingest.segment import Job, Meter, Run, Stopped
 from hotshelf_daemon.objects import OriginObject
 from hotshelf_daemon.origin import Body, Changed, MemoryOrigin
 from hotshelf_shared.digest import Digest
@@ -186,3 +186,49 @@ def test_many_files_at_once_share_the_threads_buffers_without_mixing(tmp_path: p
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(bring, contents))
     assert done == contents
+
+
+class Silent(MemoryOrigin):
+    """The first connection brings so many bytes and then nothing, until it is told to go on."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after, self.quiet, self.go_on = after, threading.Event(), threading.Event()
+
+    @contextmanager
+    def open(self, obj: OriginObject, start: int, stop: int) -> Iterator[Body]:
+        first = not any(verb == "open" for verb, *_ in self.requests)
+        with super().open(obj, start, stop) as body:
+            yield _SilentBody(self, body) if first else body
+
+
+class _SilentBody:
+    def __init__(self, origin: Silent, body: Body) -> None:
+        self.origin, self.body, self.left = origin, body, origin.after
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        if not self.left:
+            self.origin.quiet.set()
+            self.origin.go_on.wait(30)
+            self.left = len(DATA)
+        taken = self.body.readinto(buffer[: self.left])
+        self.left -= taken
+        return taken
+
+
+def test_a_run_that_is_taken_over_is_gone_on_with_and_its_first_thread_writes_nothing_more(fd: int) -> None:
+    origin = Silent(after=700_000)
+    work, run = job(origin, fd), Run.of(0, len(DATA))
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(segment.carry, work, run)
+        assert origin.quiet.wait(30)
+        work.take_over(run)
+        assert pool.submit(segment.carry, work, run).result(30) == crc64nvme(DATA)
+        assert work.frontier.digest() == Digest.of(DATA)
+        os.pwrite(fd, bytes(100), 700_000)  # were it to write, this would be undone
+        origin.go_on.set()
+        with pytest.raises(Stopped):
+            first.result(30)
+    assert os.pread(fd, 100, 700_000) == bytes(100)
+    assert work.meter.done == len(DATA)
+    assert [start for verb, _, start, _ in origin.requests if verb == "open"] == [0, 700_000]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
@@ -15,6 +16,8 @@ from hotshelf_shared.digest import Digest, Revision
 from hotshelf_shared.errors import InsufficientSpace, TooLarge
 from hotshelf_shared.manifest import FileEntry, Manifest
 from hotshelf_shared.wire import Skipped
+
+MIB = 1 << 20
 
 
 def blob(name: str) -> Digest:
@@ -226,14 +229,48 @@ def test_whatever_goes_it_is_enough_and_nobody_s(
     assert held.held - chosen.freed + 10 * need <= held.budget
 
 
-# ---- segments
+# ---- ranges
 
 
-@given(st.integers(0, 300), st.integers(1, 50), st.lists(st.tuples(st.integers(0, 299), st.integers(1, 80)), max_size=5))
-def test_segments_are_exactly_what_is_not_done(size: int, segment: int, runs: list[tuple[int, int]]) -> None:
+def cut(size: int, segment: int, done: Iterable[tuple[int, int]] = (), *, at_once: int = 1) -> list[tuple[int, int]]:
+    ranges, taken = plan.Cut(size, segment, done), []
+    while (span := ranges.next(at_once)) is not None:
+        taken.append(span)
+        assert ranges.taken == len(taken)
+    assert ranges.left == 0
+    return taken
+
+
+@given(
+    st.integers(0, 300), st.integers(1, 50), st.lists(st.tuples(st.integers(0, 299), st.integers(1, 80)), max_size=5),
+    st.integers(1, 20),
+)  # fmt: skip
+def test_ranges_are_exactly_what_is_not_done(size: int, segment: int, runs: list[tuple[int, int]], at_once: int) -> None:
     done = [(start, min(start + length, size)) for start, length in runs if start < size]
-    ranges = plan.segments(size, segment, done)
+    ranges = cut(size, segment, done, at_once=at_once)
     todo = [byte for start, stop in ranges for byte in range(start, stop)]
     have = {byte for start, stop in done for byte in range(start, stop)}
     assert todo == sorted(set(range(size)) - have)
     assert all(0 < stop - start <= segment for start, stop in ranges)
+
+
+def test_one_connection_reads_whole_segments_to_the_end() -> None:
+    assert cut(100, 30) == [(0, 30), (30, 60), (60, 90), (90, 100)]
+
+
+@pytest.mark.parametrize("at_once", [2, 8, 16, 64])
+def test_ranges_get_shorter_towards_the_end_and_the_last_ones_are_soon_hashed(at_once: int) -> None:
+    size, segment = 2_048 * MIB, 16 * MIB
+    lengths = [stop - start for start, stop in cut(size, segment, at_once=at_once)]
+    assert lengths[0] == segment
+    assert lengths[:-1] == sorted(lengths[:-1], reverse=True)
+    assert sum(lengths[-at_once:]) <= max(plan.TAIL_BYTES, at_once * plan.LEAST_SEGMENT_BYTES)
+    assert min(lengths[:-1]) == max(MIB, min(4 * MIB, plan.TAIL_BYTES // at_once))
+    assert len(lengths) <= 128 + 4 * at_once
+
+
+def test_how_much_is_left_is_what_nobody_has_taken() -> None:
+    ranges = plan.Cut(100, 30, [(50, 100)])
+    assert ranges.left == 50
+    ranges.next(1)
+    assert (ranges.left, ranges.taken) == (20, 1)

@@ -161,6 +161,15 @@ def test_a_checkpoint_of_this_machine_needs_no_daemon(library: Library, single: 
     assert draw(pipe) == library.plain_image(library.sd)
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_the_weights_are_the_checkpoint_s_also_when_the_folder_that_describes_it_has_others(
+    library: Library, load: Any, single: pathlib.Path, *, cached: bool
+) -> None:
+    described = source(library.base("sd", seed=1))
+    pipe = load(single, config=described, cache=PipelineCache() if cached else None)
+    assert draw(pipe) == library.plain_image(library.sd)
+
+
 def test_one_file_may_be_a_single_component(library: Library, load: Any) -> None:
     from diffusers import AutoencoderKL
 

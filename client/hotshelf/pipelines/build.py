@@ -19,6 +19,7 @@ from hotshelf.pipelines.memory import BaseKey, ComponentKey, PipelineCache
 from hotshelf.pipelines.offloading import offload
 from hotshelf.pipelines.order import PipelineOrder
 from hotshelf.pipelines.quiet import quietly
+from hotshelf.pipelines.reading import Reading
 from hotshelf.pipelines.sharing import duplicate, is_shareable, share
 from hotshelf_shared.digest import Digest
 from hotshelf_shared.errors import HotshelfError
@@ -49,6 +50,7 @@ class Built:
     device: str
     dtype: str
     base: BaseKey
+    reading: Reading
     clean: Foundation | None = None
     phases: dict[str, float] = field(default_factory=dict)
 
@@ -80,8 +82,9 @@ def build(order: PipelineOrder, files: Files, cache: PipelineCache | None, *, ke
 
 def _build(order: PipelineOrder, files: Files, cache: PipelineCache | None, base: BaseKey, *, keep_clean: bool) -> Built:
     phases: dict[str, float] = {}
+    reading = Reading()
     with _timed(phases, "load"):
-        found = _fused(order, files, cache) if order.fuses else _foundation(order, files, cache)
+        found = (_fused if order.fuses else _foundation)(order, files, cache, reading)
         with constructing, quietly():
             clean = _again(found) if keep_clean and found.served_from == "built" else None
     pipe = found.pipe
@@ -94,19 +97,19 @@ def _build(order: PipelineOrder, files: Files, cache: PipelineCache | None, base
         chosen = kernels.choose(order.attention, device, dtype)
         kernels.apply(chosen, modules_of(pipe))
     offload(pipe, order.offload)
-    return Built(pipe, chosen, found.served_from, device, dtype, base, clean, phases)
+    return Built(pipe, chosen, found.served_from, device, dtype, base, reading, clean, phases)
 
 
-def _foundation(order: PipelineOrder, files: Files, cache: PipelineCache | None) -> Foundation:
+def _foundation(order: PipelineOrder, files: Files, cache: PipelineCache | None, reading: Reading) -> Foundation:
     """A clean pipeline whose modules are its own."""
     if cache is None or order.device_map is not None:
         with constructing, quietly():
-            pipe = _loaded(order, files, {}, frozenset())
+            pipe = _loaded(order, files, {}, frozenset(_component_keys(order, files)), reading)
             return Foundation(pipe, "built" if files.snapshot is None else "snapshot")
     keys, base = _component_keys(order, files), BaseKey.of(order, files)
     with cache.building(base), constructing, quietly():
         kept = {name: part for name, key in keys.items() if (part := _in_memory(cache, name, key, base)) is not None}
-        pipe = _loaded(order, files, {name: share(module) for name, module in kept.items()}, frozenset(keys))
+        pipe = _loaded(order, files, {name: share(module) for name, module in kept.items()}, frozenset(keys), reading)
         parts = {name: part for name, part in modules_of(pipe).items() if name in keys}
         new = {name: part for name, part in parts.items() if type(part) is not type(kept.get(name))}
         fresh = {name: share(part) for name, part in new.items() if is_shareable(part)}
@@ -131,23 +134,23 @@ def _own_keys(keys: Mapping[str, ComponentKey], parts: Modules, files: Files, ba
     }
 
 
-def _fused(order: PipelineOrder, files: Files, cache: PipelineCache | None) -> Foundation:
+def _fused(order: PipelineOrder, files: Files, cache: PipelineCache | None, reading: Reading) -> Foundation:
     """A foundation with LoRAs merged into it. Only what they touch is new; the rest is the clean base's."""
     if cache is None or order.device_map is not None:
         if files.snapshot is not None:
             with constructing, quietly():
-                return Foundation(_loaded(order, files, {}, frozenset()), "snapshot")
-        return _fuse(order, files, cache)
+                return Foundation(_loaded(order, files, {}, frozenset(), reading), "snapshot")
+        return _fuse(order, files, cache, reading)
     base, keys = BaseKey.of(order, files), _component_keys(order, files)
     with cache.building(base):
         kept = cache.parts(base)
         if kept is None and files.snapshot is None:
-            found = _fuse(order, files, cache)
+            found = _fuse(order, files, cache, reading)
         else:
             same = {} if kept is not None else {n: cache.get(keys[n]) for n in _unchanged(files, keys)}
             own = {name: share(part) for name, part in (kept or same).items() if part is not None}
             with constructing, quietly():
-                pipe = _loaded(order, files, own, frozenset(kept or keys))
+                pipe = _loaded(order, files, own, frozenset(kept or keys), reading)
             found = Foundation(pipe, "memory" if kept is not None else "snapshot", frozenset(keys) - _unchanged(files, keys))
         if kept is None:
             with constructing:
@@ -168,9 +171,9 @@ def _unchanged(files: Files, keys: Mapping[str, object]) -> frozenset[str]:
     )
 
 
-def _fuse(order: PipelineOrder, files: Files, cache: PipelineCache | None) -> Foundation:
+def _fuse(order: PipelineOrder, files: Files, cache: PipelineCache | None, reading: Reading) -> Foundation:
     plain = replace(order, lora_mode="adapters", loras=())
-    clean = _foundation(plain, replace(files, loras=(), snapshot=None), cache)
+    clean = _foundation(plain, replace(files, loras=(), snapshot=None), cache, reading)
     with constructing, quietly():
         fused = adapters.fuse(clean.pipe, files.loras, cache.adapters if cache is not None else None)
     return Foundation(clean.pipe, "built", fused)
@@ -193,13 +196,14 @@ def _again(found: Foundation) -> Foundation | None:
     return Foundation(type(found.pipe)(**{**found.pipe.components, **parts}), found.served_from, found.fused)
 
 
-def _loaded(order: PipelineOrder, files: Files, parts: Mapping[str, Any], weights: frozenset[str]) -> Any:
+def _loaded(order: PipelineOrder, files: Files, parts: Mapping[str, Any], weights: frozenset[str], reading: Reading) -> Any:
     cls = loading.pipeline_class(files.index, order.pipeline_class)
     given = dict(parts)
     for one in files.components:
         if one.name not in given and files.snapshot is None:
-            given[one.name] = overrides.load(one, order, files, cls)
-    pipe = loading.load(order, files, given, cls=cls, weights=weights)
+            given[one.name] = overrides.load(one, order, files, cls, reading)
+    mapped = not reading.tree(files, given)
+    pipe = loading.load(order, files, given, cls=cls, weights=weights, mapped=mapped)
     place(pipe, order.device)
     return pipe
 

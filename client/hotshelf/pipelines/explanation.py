@@ -42,6 +42,7 @@ def record(order: PipelineOrder, files: Files, built: Built, phases: Mapping[str
         "dtype": built.dtype,
         "device": built.device,
         "served_from": built.served_from,
+        "reading": built.reading.how,
         "snapshot": snapshot,
         "phases": {name: round(seconds, 4) for name, seconds in phases.items()},
     }

@@ -79,14 +79,20 @@ def resolve_device(device: str | None) -> str | None:
     return device
 
 
-def load(order: PipelineOrder, files: Files, parts: Mapping[str, Any], *, cls: Any, weights: frozenset[str]) -> Any:
+def load(
+    order: PipelineOrder, files: Files, parts: Mapping[str, Any], *, cls: Any, weights: frozenset[str], mapped: bool = True
+) -> Any:
     """The clean pipeline, given the components that are there already; `weights` names those that have weights.
+
+    Unless `mapped`, diffusers reads its own models' files as a whole.
 
     Call it under `constructing`. Raises InvalidRequest.
     """
     import torch
 
     options: dict[str, Any] = {"local_files_only": True, **parts}
+    if not mapped:
+        options["disable_mmap"] = True
     if order.dtype is not None:
         options["torch_dtype"] = getattr(torch, order.dtype)
     if order.quantization_config is not None and files.snapshot is None and not weights <= parts.keys():

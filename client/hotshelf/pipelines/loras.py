@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hotshelf.pipelines import fitting, tensors
+from hotshelf.pipelines import fitting, reading, tensors
 from hotshelf.pipelines.adapters import Adapters
 from hotshelf.pipelines.files import LoraFile
 from hotshelf.pipelines.loading import first_line
@@ -165,6 +165,7 @@ def _reading(pipe: Any, lora: LoraFile, shelf: Adapters | None, *, swapping: boo
         key = (lora.digest, type(pipe).__name__, repr(sorted(options.items(), key=str)))
         answer = shelf.get(key) if shelf is not None else None
         if answer is None:
+            reading.ahead(lora.path)
             answer = read(*args, **options)
             if shelf is not None:
                 shelf.keep(key, answer, lora.path.stat().st_size)

@@ -10,13 +10,14 @@ from typing import Any
 from hotshelf.pipelines.files import ComponentFiles, Files
 from hotshelf.pipelines.loading import first_line
 from hotshelf.pipelines.order import PipelineOrder
+from hotshelf.pipelines.reading import Reading
 from hotshelf_shared.errors import InvalidRequest, UnsafeContent
 
 _CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json", "tokenizer_config.json")
 _LIBRARIES = ("diffusers", "transformers")
 
 
-def load(one: ComponentFiles, order: PipelineOrder, files: Files, pipeline: Any) -> Any:
+def load(one: ComponentFiles, order: PipelineOrder, files: Files, pipeline: Any, reading: Reading) -> Any:
     """The component. Raises InvalidRequest when it does not fit the place or cannot be built, UnsafeContent for code."""
     import torch
 
@@ -25,6 +26,8 @@ def load(one: ComponentFiles, order: PipelineOrder, files: Files, pipeline: Any)
     options: dict[str, Any] = {"local_files_only": True}
     if isinstance(cls, type) and issubclass(cls, torch.nn.Module) and order.dtype is not None:
         options["torch_dtype"] = getattr(torch, order.dtype)
+    if reading.component(one, cls.__module__.partition(".")[0]):
+        options["disable_mmap"] = True
     try:
         if one.single is None:
             if isinstance(cls, type) and issubclass(cls, torch.nn.Module):

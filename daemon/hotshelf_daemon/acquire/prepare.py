@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 from hotshelf_daemon import collect, plan, policy
@@ -56,6 +56,7 @@ class Preparer:
         self._preparing: Flights[RefRow] = Flights()
         self._at_work: Counter[str] = Counter()
         self._claims: Counter[str] = Counter()
+        self._waited_for: Counter[str] = Counter()
         self._threads = ThreadPoolExecutor(RESOLVERS, thread_name_prefix="resolve")
 
     def busy(self) -> set[str]:
@@ -71,8 +72,8 @@ class Preparer:
             return await self._pipelines.resolve(want)
         if is_bundle(want):
             raise absent(name_of(want))  # what is not on this shelf is nowhere
-        origin = self._directory.origin_of(want.source)
         in_thread, trusted = asyncio.get_running_loop().run_in_executor, self._keyring.required(want.source)
+        origin = await asyncio.to_thread(self._directory.origin_of, want.source)
         found = await in_thread(self._threads, resolve.find, origin, want)
         keys = [] if found.published else [file.object.key for file in found.files]
         learnt = self._shelf.index.read(lambda db: blobs.learnt(db, origin.name, keys))
@@ -118,7 +119,7 @@ class Preparer:
         """
         async with self._shelf.hand:
             items = self.missing(resolutions)
-            rows = self._shelf.index.read(lambda db: [_existing(db, item) for item in items])
+            rows = self._shelf.index.read(lambda db: [ingests.find(db, i.origin, i.object, i.digest) for i in items])
             new = [
                 ingests.new_row(item.origin, item.object, item.digest)
                 for item, row in zip(items, rows, strict=True)
@@ -150,7 +151,18 @@ class Preparer:
     async def prepare(self, want: Want, resolution: Resolution, gauge: Gauge, *, prefetch: bool) -> RefRow:
         """The resolution as a ready snapshot with a ref. Raises Changed when its origin moved on meanwhile."""
         gauge.enter("fetch")
-        return await self._preparing.join(resolution.id, lambda: self._prepare(want, resolution, gauge, prefetch))
+        with self._waiting(resolution) if not prefetch else nullcontext():
+            return await self._preparing.join(resolution.id, lambda: self._prepare(want, resolution, gauge, prefetch))
+
+    @contextmanager
+    def _waiting(self, resolution: Resolution) -> Iterator[None]:
+        """Somebody waits for it: it is no prefetch any more, whatever it began as."""
+        self._waited_for[resolution.id] += 1
+        try:
+            yield
+        finally:
+            self._waited_for[resolution.id] -= 1
+            self._waited_for += Counter()
 
     async def _prepare(self, want: Want, resolution: Resolution, gauge: Gauge, prefetch: bool) -> RefRow:
         try:
@@ -178,19 +190,19 @@ class Preparer:
 
     async def _fetch(self, want: Want, resolution: Resolution, *, prefetch: bool) -> dict[str, Brought]:
         """Every file's content, by path: what is held as it is, the rest through ingest, the largest first."""
-        sizes = self._shelf.index.read(lambda db: blobs.sizes(db, [f.digest for f in resolution.files if f.digest]))
-        unsafe = self._shelf.index.read(blobs.unsafe)
+        known = [file.digest for file in resolution.files if file.digest]
+        sizes, unsafe = self._shelf.index.read(lambda db: (blobs.sizes(db, known), blobs.unsafe(db)))
         items = plan.missing([resolution], sizes)
+        keep = self._shelf.settings.fetch.keeps_pages(sum(item.object.size for item in items))
         brought: dict[tuple[str, ...], Brought] = {}
+        origin = await asyncio.to_thread(self._directory.origin_of, want.source) if items else None
+
+        def nobody_waits() -> bool:
+            return not self._waited_for[resolution.id]
 
         async def one(item: Missing) -> None:
-            order = Order(
-                item,
-                self._directory.origin_of(want.source),
-                resolution.id,
-                allow_pickle=want.policy.allow_pickle,
-                prefetch=prefetch,
-            )
+            assert origin is not None
+            order = Order(item, origin, resolution.id, want.policy.allow_pickle, nobody_waits, keep)
             try:
                 brought[item.key] = await self._ingests.bring(order)
             except durable.DiskFull as full:
@@ -283,7 +295,3 @@ class Preparer:
 
 def wanted_digests(resolution: Resolution) -> set[Digest]:
     return {file.digest for file in resolution.files if file.digest is not None}
-
-
-def _existing(db: sqlite3.Connection, item: Missing) -> ingests.IngestRow | None:
-    return ingests.find(db, item.origin, item.object, item.digest)

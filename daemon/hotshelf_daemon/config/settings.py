@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
+from hotshelf_shared import memory
 from hotshelf_shared.errors import HotshelfError
 from hotshelf_shared.patterns import Patterns
 from hotshelf_shared.source import Source
@@ -157,14 +158,20 @@ class FetchSettings(Frozen):
 
     #: Bytes of one ranged GET; what a crash costs at the most is this times the requests under way.
     segment_bytes: Bytes = 16 << 20
-    #: Ranged GETs under way at once, over all files.
-    connections: int = Field(default=8, ge=1, le=128)
+    #: Ranged GETs that somebody waits for under way at once, over all files and origins, at the most.
+    connections: int = Field(default=16, ge=1, le=128)
     connect_timeout_s: Seconds = 5
     #: A connection that brings nothing for this long is dropped and tried again.
     idle_timeout_s: Seconds = 20
     #: Bytes a second that a connection must bring, over each `idle_timeout_s`, or it is dropped and tried again.
     floor_rate: Bytes = 1_024
     attempts: int = Field(default=5, ge=1, le=20)
+    #: Whether what is fetched stays in the page cache. `auto`: when all of it fits; else it would only drive out the rest.
+    page_cache: Literal["auto", "keep", "drop"] = "auto"
+
+    def keeps_pages(self, size: int) -> bool:
+        """Of a set of `size` bytes that is about to be fetched."""
+        return size <= memory.room(0) if self.page_cache == "auto" else self.page_cache == "keep"
 
 
 class Settings(Frozen):
@@ -251,6 +258,11 @@ class Settings(Frozen):
     def names(self) -> dict[str, ModelSettings]:
         """Every bare name: models and loras; a model wins over a LoRA of the same name."""
         return {**self.loras, **self.models}
+
+    def connections_of(self, label: str) -> int:
+        """Requests to this origin under way at once, at the most."""
+        origin = self.origins.get(label)
+        return OriginSettings().max_connections if origin is None else origin.max_connections
 
     def hasty(self) -> Settings:
         """The same, for origins whose answer nobody can wait for."""

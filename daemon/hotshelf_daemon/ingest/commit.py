@@ -86,6 +86,8 @@ def _record(db: sqlite3.Connection, items: Iterable[Verified]) -> None:
     fetched = [item for item in items if item.handed_in_by is None]
     blobs.learn(db, (blobs.Learnt(i.row.origin, i.row.key, i.row.version, i.row.size, i.digest, i.unsafe) for i in fetched))
     for item in items:
+        if item.handed_in_by is None:
+            ingests.advance(db, item.row.id, IngestEvent.VERIFY)
         ingests.advance(db, item.row.id, IngestEvent.COMMIT)
         if item.handed_in_by is not None:
             handed_in.hold(db, item.digest, item.handed_in_by)

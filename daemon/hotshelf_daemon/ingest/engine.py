@@ -9,35 +9,27 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakValueDictionary
 
-from hotshelf_daemon import plan
-from hotshelf_daemon.flights import Flights, first_failure
+from hotshelf_daemon.flights import Flights
 from hotshelf_daemon.index import blobs, ingests
-from hotshelf_daemon.index.ingests import IngestRow, SegmentRow
-from hotshelf_daemon.ingest import segment
+from hotshelf_daemon.index.ingests import IngestRow
 from hotshelf_daemon.ingest.commit import Committer, Verified
-from hotshelf_daemon.ingest.frontier import Frontier
+from hotshelf_daemon.ingest.download import Downloads, Task
 from hotshelf_daemon.ingest.receiving import Receiver
-from hotshelf_daemon.ingest.segment import Job, Meter
-from hotshelf_daemon.ingest.slots import Slots
+from hotshelf_daemon.ingest.segment import Meter
 from hotshelf_daemon.origin import Changed, Corrupted, Origin
 from hotshelf_daemon.plan import Missing
-from hotshelf_daemon.policy import reason_by_bytes
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.states import IngestEvent, IngestState
 from hotshelf_daemon.store import blobs as files
-from hotshelf_daemon.store import durable
 from hotshelf_shared.digest import Digest
 from hotshelf_shared.errors import IntegrityError
 
-T = TypeVar("T")
 FILES_AT_ONCE = 64
-#: Threads per slot: one that was given up while its origin is silent holds no slot, and must not hold up the next either.
-SPARE_THREADS = 4
+PREFETCHED_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +50,10 @@ class Order:
     origin: Origin
     resolution: str
     allow_pickle: bool
-    prefetch: bool = False
+    #: Whether nobody waits for it; asked again and again.
+    is_prefetch: Callable[[], bool] = lambda: False
+    #: Whether its pages stay in the page cache.
+    keep: bool = True
 
 
 @dataclass(slots=True)
@@ -67,7 +62,11 @@ class _Active:
     wanted_by: set[str] = field(default_factory=set)
     ingest: str = ""
     allow_pickle: bool = False
-    users: int = 0
+    orders: list[Order] = field(default_factory=list)
+
+    def is_prefetch(self) -> bool:
+        """Whoever joins and waits for it changes that for all of it."""
+        return all(order.is_prefetch() for order in self.orders)
 
 
 class Ingests:
@@ -79,9 +78,8 @@ class Ingests:
         self._flights: Flights[Brought] = Flights()
         self._active: dict[tuple[str, ...], _Active] = {}
         self._meters: WeakValueDictionary[tuple[str, ...], Meter] = WeakValueDictionary()
-        self._slots = Slots(self._fetch.connections)
-        self._files = Slots(FILES_AT_ONCE)
-        self._threads = ThreadPoolExecutor(SPARE_THREADS * self._fetch.connections, thread_name_prefix="fetch")
+        self._downloads = Downloads(shelf)
+        self._files = {False: asyncio.Semaphore(FILES_AT_ONCE), True: asyncio.Semaphore(PREFETCHED_AT_ONCE)}
 
     def meter(self, item: Missing) -> Meter:
         """How far this content is: the same meter for everybody, as long as somebody looks at it."""
@@ -106,7 +104,7 @@ class Ingests:
         key = order.missing.key
         while True:
             active = self._active.setdefault(key, _Active(self.meter(order.missing)))
-            active.users += 1
+            active.orders.append(order)
             active.wanted_by.add(order.resolution)
             active.allow_pickle = active.allow_pickle or order.allow_pickle
             try:
@@ -115,14 +113,14 @@ class Ingests:
                 active.wanted_by.discard(order.resolution)
                 raise
             finally:
-                active.users -= 1
-                if not active.users:
+                active.orders.remove(order)
+                if not active.orders:
                     del self._active[key]
             if brought.kept or not order.allow_pickle:
                 return brought  # else it was thrown away before our leave to keep it had arrived: once more
 
     async def _bring(self, order: Order, active: _Active) -> Brought:
-        async with self._files.take(prefetch=order.prefetch):
+        async with self._files[active.is_prefetch()]:
             self._shelf.metrics.ingest_active.inc()
             try:
                 try:
@@ -145,107 +143,33 @@ class Ingests:
             active.ingest = row.id  # before anybody can see the row, and take it for abandoned
             return row
 
-        row = await self._shelf.index.write(begin)
+        row = await self._shelf.index.write_brief(begin)
         try:
-            fd, digest, unsafe = await self._download(order, active, row)
+            task = Task(order.origin, item.object, row, active.meter, active.is_prefetch, order.keep)
+            done = await self._downloads.download(task)
         except BaseException as error:
             await asyncio.shield(asyncio.create_task(self._interrupt(row, drop=isinstance(error, IntegrityError))))
             raise
-        if item.digest is not None and digest != item.digest:
-            os.close(fd)
+        if item.digest is not None and done.digest != item.digest:
+            os.close(done.fd)
             await self._reject(row)
             raise IntegrityError(
-                f"{item.object.key} has the digest {digest}, its manifest promises {item.digest}",
+                f"{item.object.key} has the digest {done.digest}, its manifest promises {item.digest}",
                 key=item.object.key,
                 promised=item.digest,
-                found=digest,
+                found=done.digest,
             )
-        if unsafe and not active.allow_pickle:
-            os.close(fd)
-            await self._reject(row, blobs.Learnt(row.origin, row.key, row.version, row.size, digest, unsafe))
-            return Brought(digest, row.size, unsafe, kept=False)
-        await self._seal(row, fd)
-        await self._committer.commit(Verified(row, digest, unsafe, active.wanted_by))
-        return Brought(digest, row.size, unsafe)
-
-    async def _download(self, order: Order, active: _Active, row: IngestRow) -> tuple[int, Digest, str | None]:
-        """All bytes in the ingest's file: its descriptor, what they are, and why they would execute."""
-        active.meter.parts.clear()
-        active.meter.kept = 0
-        resume = row.size > self._fetch.segment_bytes
-        fd, resumed = await asyncio.to_thread(files.open_ingest, self._shelf.layout, row.id, row.size, resume=resume)
-        job = self._job(order, row, fd, active.meter)
+        if done.unsafe and not active.allow_pickle:
+            os.close(done.fd)
+            await self._reject(row, blobs.Learnt(row.origin, row.key, row.version, row.size, done.digest, done.unsafe))
+            return Brought(done.digest, row.size, done.unsafe, kept=False)
         try:
-            done = await self._trusted(job, row) if resumed else []
-            await self._fetch_all(job, row, done, prefetch=order.prefetch)
-            digest = await self._in_thread(job, job.frontier.digest)
-            unsafe = await self._in_thread(job, lambda: reason_by_bytes(fd, row.size))
-            await self._shelf.index.write(lambda db: ingests.advance(db, row.id, IngestEvent.VERIFY))
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd, digest, unsafe
-
-    def _job(self, order: Order, row: IngestRow, fd: int, meter: Meter) -> Job:
-        return Job(
-            order.origin,
-            order.missing.object,
-            fd,
-            Frontier(fd, row.size),
-            meter,
-            self._fetch.attempts,
-            floor_rate=self._fetch.floor_rate,
-            floor_window_s=self._fetch.idle_timeout_s,
-            loose=not order.missing.object.version and row.expected is None,
-        )
-
-    async def _seal(self, row: IngestRow, fd: int) -> None:
-        def seal() -> None:
-            with durable.disk_errors("syncing a download"):
-                durable.seal(fd)
-
-        try:
-            await asyncio.shield(asyncio.create_task(asyncio.to_thread(seal)))
+            await self._downloads.seal(done.fd, keep=order.keep)
         except Exception:
             await self._interrupt(row, drop=True)  # after a failed sync nothing in the file can be trusted
             raise
-
-    async def _fetch_all(self, job: Job, row: IngestRow, done: list[SegmentRow], *, prefetch: bool) -> None:
-        # Without an ETag or a promised digest nothing ties two ranges to one version: one stream.
-        loose = job.loose
-        ranges = plan.segments(
-            row.size, row.size or 1 if loose else self._fetch.segment_bytes, [(s.start, s.stop) for s in done]
-        )
-        journalled = row.size > self._fetch.segment_bytes and not loose
-
-        async def one(start: int, stop: int) -> None:
-            async with self._slots.take(prefetch=prefetch):
-                crc = await self._in_thread(job, lambda: segment.fetch(job, start, stop), wait=False)
-            if journalled:
-                await self._shelf.index.write(lambda db: ingests.journal(db, row.id, SegmentRow(start, stop, crc)))
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for start, stop in ranges:
-                    group.create_task(one(start, stop))
-        except BaseExceptionGroup as failures:
-            raise first_failure(failures) from failures
-
-    async def _trusted(self, job: Job, row: IngestRow) -> list[SegmentRow]:
-        """The journalled segments that the file really holds: a power cut can take bytes that the journal has."""
-        rows = self._shelf.index.read(lambda db: ingests.journalled(db, row.id))
-
-        def check() -> list[SegmentRow]:
-            kept = []
-            for found in rows:
-                if not job.stop.is_set() and segment.checksum(job.fd, found.start, found.stop) == found.crc:
-                    job.frontier.arrived(found.start, found.stop)
-                    kept.append(found)
-            return kept
-
-        kept = await self._in_thread(job, check)
-        job.meter.kept = sum(found.stop - found.start for found in kept)
-        return kept
+        await self._committer.commit(Verified(row, done.digest, done.unsafe, active.wanted_by))
+        return Brought(done.digest, row.size, done.unsafe)
 
     async def _interrupt(self, row: IngestRow, *, drop: bool) -> None:
         """Stopped half-way: what arrived waits to be resumed, unless it cannot be trusted."""
@@ -257,24 +181,13 @@ class Ingests:
         await asyncio.to_thread(files.drop_ingest, self._shelf.layout, row.id)
 
         def change(db: Any) -> None:
+            ingests.advance(db, row.id, IngestEvent.VERIFY)
             ingests.advance(db, row.id, IngestEvent.REJECT)
             ingests.close(db, [row.id])
             if fact is not None:
                 blobs.learn(db, [fact])
 
         await self._shelf.index.write(change)
-
-    async def _in_thread(self, job: Job, work: Callable[[], T], *, wait: bool = True) -> T:
-        """On a fetch thread; when cancelled, waits until it is done with the file, or at least done for good with writing."""
-        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            future.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # seen: it concerns nobody
-            await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, job.halt))
-            if wait:
-                await asyncio.wait([future])
-            raise
 
 
 def _begin(db: Any, item: Missing) -> IngestRow:

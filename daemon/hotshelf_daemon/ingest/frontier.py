@@ -10,15 +10,24 @@ import hashlib
 import os
 import threading
 
+from hotshelf_daemon.store import durable
 from hotshelf_shared.digest import Digest
 
-READ_BYTES = 1 << 20
+READ_BYTES = 256 << 10
+
+
+#: How far behind the hash pages are let go, where they are not to be kept: writing them must not hold up the hash.
+BEHIND_BYTES = 64 << 20
 
 
 class Frontier:
-    def __init__(self, fd: int, size: int) -> None:
+    """`keep` says whether the pages stay in the page cache, for whoever loads the file next."""
+
+    def __init__(self, fd: int, size: int, *, keep: bool = True) -> None:
         self._fd = fd
         self._size = size
+        self._keep = keep
+        self._forgotten = 0
         self._hash = hashlib.sha256()
         self._at = 0
         self._arrived: dict[int, int] = {}
@@ -64,6 +73,15 @@ class Frontier:
                 if not taken:
                     raise OSError(f"the file ends at {self._at}, before {stop}")
                 self.feed(buffer[:taken])
+
+    def let_go(self) -> None:
+        """Drops the pages that are hashed, but for the last ones. By whoever has just written a segment."""
+        with self._lock:
+            start, stop = self._forgotten, self._at - BEHIND_BYTES
+            if self._keep or stop - start < BEHIND_BYTES:
+                return
+            self._forgotten = stop
+        durable.forget_pages(self._fd, start, stop)
 
     def _reach(self) -> int:
         """How far the contiguous bytes go; forgets what lies behind. Under the lock."""

@@ -11,16 +11,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from awscrt.checksums import crc64nvme
 
 from hotshelf_daemon.ingest.frontier import Frontier
 from hotshelf_daemon.objects import OriginObject
 from hotshelf_daemon.origin import Misanswered, Origin, delay_s
-from hotshelf_daemon.store.durable import disk_errors, pwrite_all
+from hotshelf_daemon.store.durable import disk_errors, pwrite_all, start_writeback
 from hotshelf_shared.errors import OriginUnavailable
 
-BUFFER_BYTES = 1 << 20
+#: Small enough for a processor's cache; writes of a megabyte cost seven times as much on kernels with large folios.
+BUFFER_BYTES = 256 << 10
 #: An attempt that brought less has not helped: breaking again and again after a few bytes must come to an end.
 WORTHWHILE_BYTES = 64 << 10
 _thread = threading.local()
@@ -43,12 +45,56 @@ class Meter:
         return min(self.size, self.kept + sum(self.parts.copy().values()))
 
 
+class Traffic(Protocol):
+    """What a download is within all that is under way."""
+
+    def came(self, count: int) -> None:
+        """Bytes arrived."""
+        ...
+
+    def pause(self, count: int, stop: threading.Event) -> bool:
+        """Lets others go first after these bytes; whether it waited."""
+        ...
+
+    def refused(self) -> None:
+        """The origin asks for less, or does not answer."""
+        ...
+
+
+class Alone:
+    """Nothing else is under way."""
+
+    def came(self, count: int) -> None: ...
+
+    def pause(self, count: int, stop: threading.Event) -> bool:  # noqa: ARG002
+        return False
+
+    def refused(self) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One segment under way: bytes [start, at) are in the file, `crc` is theirs, `ticket` is of the thread at work on it."""
+
+    start: int
+    stop: int
+    at: int
+    crc: int = 0
+    ticket: int = 0
+    owns_hash: bool = False
+    is_touched: bool = False
+
+    @classmethod
+    def of(cls, start: int, stop: int) -> Run:
+        return cls(start, stop, start)
+
+
 @dataclass(slots=True)
 class Job:
     """What all segments of an ingest share.
 
-    Invariant: after `halt` no segment touches the file any more, though a thread may still sit in a read from an origin
-    that has gone quiet: whoever gave up need not wait for that.
+    Invariant: after `halt` no segment touches the file any more, and after `take_over` not that one, though a thread may
+    still sit in a read from an origin that has gone quiet: whoever gave up need not wait for that.
     """
 
     origin: Origin
@@ -57,26 +103,35 @@ class Job:
     frontier: Frontier
     meter: Meter
     attempts: int
+    traffic: Traffic = field(default_factory=Alone)
     floor_rate: float = 0
     floor_window_s: float = 20
     #: Nothing ties a second request to the version of the first: what broke off cannot be taken up.
     loose: bool = False
     stop: threading.Event = field(default_factory=threading.Event)
+    #: When the last bytes came, by time.monotonic().
+    last_at: float = field(default_factory=time.monotonic)
+    #: Bytes a second of each run that is through.
+    rates: list[float] = field(default_factory=list)
     _touching: int = 0
     _touched: threading.Condition = field(default_factory=threading.Condition)
 
     @contextmanager
-    def touching(self) -> Iterator[None]:
-        """Around every use of the file. Raises Stopped when it was given up."""
+    def touching(self, run: Run | None = None, ticket: int = 0) -> Iterator[None]:
+        """Around every use of the file. Raises Stopped when it was given up, or the run belongs to another thread by now."""
         with self._touched:
-            if self.stop.is_set():
+            if self.stop.is_set() or (run is not None and run.ticket != ticket):
                 raise Stopped
             self._touching += 1
+            if run is not None:
+                run.is_touched = True
         try:
             yield
         finally:
             with self._touched:
                 self._touching -= 1
+                if run is not None:
+                    run.is_touched = False
                 self._touched.notify_all()
 
     def halt(self) -> None:
@@ -85,41 +140,72 @@ class Job:
             self.stop.set()
             self._touched.wait_for(lambda: not self._touching)
 
+    def take_over(self, run: Run) -> None:
+        """Takes a run from the thread that is at work on it, so that another may go on where it stands."""
+        with self._touched:
+            run.ticket += 1
+            self._touched.wait_for(lambda: not run.is_touched)
+
 
 def fetch(job: Job, start: int, stop: int) -> int:
-    """Brings [start, stop) into the file; its CRC-64/NVME. Retries what may pass, resuming at the byte it broke."""
-    at, crc, attempt = start, 0, 0
-    buffer = _buffer()
-    owns = job.frontier.own(start)
+    """Brings [start, stop) into the file; its CRC-64/NVME."""
+    return carry(job, Run.of(start, stop))
+
+
+def carry(job: Job, run: Run) -> int:
+    """Brings the rest of a run into the file; the CRC-64/NVME of all of it.
+
+    Retries what may pass, resuming at the byte where it broke. Raises Stopped when it was given up or taken over.
+    """
+    ticket, attempt = run.ticket, 0
+    if run.at == run.start and not run.owns_hash:
+        run.owns_hash = job.frontier.own(run.start)
     try:
-        while at < stop:
-            began = at
+        while run.at < run.stop:
+            began = run.at
             try:
-                with job.origin.open(job.object, at, stop) as body:
-                    floor = _Floor(job)
-                    while at < stop:
-                        chunk = buffer[: _next_chunk(job, body.readinto, buffer, stop - at)]
-                        with job.touching(), disk_errors("writing a download"):
-                            pwrite_all(job.fd, chunk, at)
-                        crc = crc64nvme(chunk, crc)
-                        if owns:
-                            job.frontier.feed(chunk)
-                        at += len(chunk)
-                        job.meter.parts[start] = at - start
-                        floor.came(len(chunk))
+                _pour(job, run, ticket)
             except (OriginUnavailable, Misanswered) as error:
-                attempt = attempt + 1 if at - began < WORTHWHILE_BYTES else 1
+                if run.ticket != ticket:
+                    raise Stopped from error
+                attempt = attempt + 1 if run.at - began < WORTHWHILE_BYTES else 1
                 hopeless = isinstance(error, OriginUnavailable) and not error.retryable
-                if hopeless or attempt >= job.attempts or (job.loose and at > start):
+                if isinstance(error, OriginUnavailable):
+                    job.traffic.refused()
+                if hopeless or attempt >= job.attempts or (job.loose and run.at > run.start):
                     raise
                 if job.stop.wait(delay_s(attempt, asked=error.retry_after_s)):
                     raise Stopped from error
     finally:
-        if owns:
+        if run.owns_hash and run.ticket == ticket:
+            run.owns_hash = False
             job.frontier.disown()
-    with job.touching():
-        job.frontier.arrived(start, stop)
-    return crc
+    with job.touching(run, ticket):
+        start_writeback(job.fd, run.start, run.stop)  # so that the disk has less to do when all has arrived
+        job.frontier.arrived(run.start, run.stop)
+        job.frontier.let_go()
+    return run.crc
+
+
+def _pour(job: Job, run: Run, ticket: int) -> None:
+    """One request for the rest of the run."""
+    buffer = _buffer()
+    with job.origin.open(job.object, run.at, run.stop) as body:
+        floor = _Floor(job)
+        while run.at < run.stop:
+            chunk = buffer[: _next_chunk(job, body.readinto, buffer, run.stop - run.at)]
+            with job.touching(run, ticket):
+                with disk_errors("writing a download"):
+                    pwrite_all(job.fd, chunk, run.at)
+                run.crc = crc64nvme(chunk, run.crc)
+                if run.owns_hash:
+                    job.frontier.feed(chunk)
+                run.at += len(chunk)
+                job.meter.parts[run.start], job.last_at = run.at - run.start, time.monotonic()
+            job.traffic.came(len(chunk))
+            floor.came(len(chunk))
+            if job.traffic.pause(len(chunk), job.stop):
+                floor = _Floor(job)
 
 
 def _next_chunk(job: Job, readinto: Callable[[memoryview], int], buffer: memoryview, left: int) -> int:

@@ -11,9 +11,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import boto3
 import botocore
+import botocore.loaders
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
 
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MAX_LISTED = 200_000
+#: Reads what S3's operations are, half a second of parsing, once for all clients.
+_LOADER = botocore.loaders.create_loader()
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)\Z")
 
 
@@ -47,14 +52,24 @@ def client_for(origin: OriginSettings, settings: Settings) -> S3Client:
         read_timeout=fetch.idle_timeout_s,
         tcp_keepalive=True,
     )
+    library = botocore.session.Session()
+    library.register_component("data_loader", _LOADER)
     session = boto3.session.Session(
+        botocore_session=library,
         aws_access_key_id=origin.access_key_id,
         aws_secret_access_key=origin.secret_access_key.get_secret_value() if origin.secret_access_key else None,
         aws_session_token=origin.session_token.get_secret_value() if origin.session_token else None,
         region_name=origin.region or (None if origin.endpoint_url is None else "us-east-1"),
     )
     client: S3Client = session.client("s3", endpoint_url=origin.endpoint_url, config=config, verify=origin.ca_bundle)
+    if origin.endpoint_url is not None:
+        client.meta.events.register("before-call.s3", _stay)
     return guarded(client)  # type: ignore[no-any-return]
+
+
+def _stay(context: dict[str, Any], **_: object) -> None:
+    """A redirect from a configured endpoint is no hint of another region of AWS, for which botocore would ask without end."""
+    context.get("s3_redirect", {})["redirected"] = True
 
 
 def _addressing(origin: OriginSettings) -> Any:
@@ -82,7 +97,7 @@ class S3Origin:
             try:
                 answer = self._ask(lambda client: client.head_object(Bucket=self._bucket, Key=key))
             except ClientError as error:
-                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
+                if _says_no_object(error, key):
                     return None
                 raise
             where = f"s3://{self._bucket}/{key}"
@@ -164,6 +179,13 @@ class S3Origin:
     def _principal(self) -> str:
         credentials = self._client._request_signer._credentials  # type: ignore[attr-defined]
         return credentials.access_key if credentials is not None else "nobody (unsigned)"
+
+
+def _says_no_object(error: ClientError, key: str) -> bool:
+    """404, or what a static web server says of a folder: to ask for the same with a slash behind it."""
+    answer: Any = error.response.get("ResponseMetadata", {})
+    status, location = answer.get("HTTPStatusCode"), answer.get("HTTPHeaders", {}).get("location", "")
+    return status == 404 or (status in (301, 302, 307, 308) and unquote(urlsplit(location).path).endswith(f"/{key}/"))
 
 
 def _check_answer(answer: Any, obj: OriginObject, start: int, stop: int, where: str) -> None:

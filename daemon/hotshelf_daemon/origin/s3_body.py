@@ -6,6 +6,7 @@ import base64
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from http.client import HTTPResponse
 from typing import Any
 
 from awscrt import checksums
@@ -53,6 +54,7 @@ class StreamedBody:
 
     def __init__(self, stream: Any, guard: Callable[[], AbstractContextManager[None]], promise: Promise | None = None) -> None:
         self._stream, self._guard, self._promise = stream, guard, promise
+        self._read = _reader(stream._raw_stream)
         self._broken: Exception | None = None
 
     def readinto(self, buffer: memoryview, /) -> int:
@@ -68,20 +70,47 @@ class StreamedBody:
         filled, until = 0, time.monotonic() + LINGER_S
         while filled < len(buffer):
             try:
-                # Past botocore's own readinto, which comes back only when the buffer is full: at a byte a second, never.
-                data = self._stream._raw_stream.read1(min(len(buffer) - filled, READ_BYTES))
+                taken = self._read(buffer[filled:])
             except Exception as error:
                 if not filled:
                     raise
                 self._broken = error  # what came before it is good: the next call says so
                 break
-            if not data:
+            if not taken:
                 break
-            buffer[filled : filled + len(data)] = data
-            filled += len(data)
+            filled += taken
             if time.monotonic() >= until:
                 break
         return filled
 
     def close(self) -> None:
         self._stream.close()
+
+
+def _reader(raw: Any) -> Callable[[memoryview], int]:
+    """Reads what has come into a buffer, 0 at the end.
+
+    Not by botocore's own readinto, which comes back only when the buffer is full: at a byte a second, never. A body of known
+    length that is sent as it is needs no copy either: it is read past urllib3, whose connection is then given back here.
+    """
+    below = getattr(raw, "_fp", None)
+
+    def copied(buffer: memoryview) -> int:
+        data = raw.read1(min(len(buffer), READ_BYTES))
+        buffer[: len(data)] = data
+        return len(data)
+
+    if not isinstance(below, HTTPResponse) or below.length is None or below.chunked or raw.headers.get("content-encoding"):
+        return copied
+
+    def straight(buffer: memoryview) -> int:
+        if not below.length:
+            return 0
+        taken: int = below.fp.readinto1(buffer[: below.length])
+        below.length -= taken
+        if not below.length:
+            below.close()
+            raw.release_conn()
+        return taken
+
+    return straight

@@ -10,12 +10,16 @@ import contextlib
 import ctypes
 import errno
 import os
+import threading
 from collections.abc import Iterator
 
 from hotshelf_shared.errors import DaemonUnavailable, HotshelfError, InsufficientSpace
 
 READ_ONLY_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+MODEST = 5
 _RENAME_NOREPLACE = 1
+_SYNC_FILE_RANGE_WRITE = 2
+_SYNC_FILE_RANGE_AND_WAIT = 1 | 2 | 4
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -70,13 +74,38 @@ def allocate(fd: int, size: int) -> None:
         os.ftruncate(fd, size)  # a file system without allocation: ENOSPC then shows while writing
 
 
-def seal(fd: int) -> None:
-    """Read-only for the group, on the disk, closed."""
+def seal(fd: int, *, keep: bool = True) -> None:
+    """Read-only for the group, on the disk, closed; out of the page cache too unless it is to `keep` it."""
     try:
         os.fchmod(fd, 0o440)
         os.fsync(fd)
+        if not keep:
+            forget_pages(fd, 0, 0)  # all of it
     finally:
         os.close(fd)
+
+
+def be_modest() -> None:
+    """This thread goes after the others when processors are short: those that answer workers, above all."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), MODEST)
+
+
+def start_writeback(fd: int, start: int, stop: int) -> None:
+    """Begins to write these bytes to the disk, without waiting and without any promise: only `seal` gives one."""
+    _sync_range(fd, start, stop, _SYNC_FILE_RANGE_WRITE)
+
+
+def forget_pages(fd: int, start: int, stop: int) -> None:
+    """Takes these bytes out of the page cache, once they are with the disk: others' need the room more."""
+    _sync_range(fd, start, stop, _SYNC_FILE_RANGE_AND_WAIT)
+    with contextlib.suppress(OSError):  # a hint, and nothing more
+        os.posix_fadvise(fd, start, stop - start, os.POSIX_FADV_DONTNEED)
+
+
+def _sync_range(fd: int, start: int, stop: int, flags: int) -> None:
+    with contextlib.suppress(AttributeError):  # no such call in this C library
+        _libc.sync_file_range(fd, ctypes.c_int64(start), ctypes.c_int64(stop - start), flags)
 
 
 def rename_new(from_folder: int, name: str, to_folder: int, new_name: str) -> None:

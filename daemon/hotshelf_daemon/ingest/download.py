@@ -1,0 +1,261 @@
+"""One object's bytes into one file: opened or resumed, fetched in ranges, hashed and looked at; committing is up to others."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from hotshelf_daemon.flights import first_failure
+from hotshelf_daemon.index import ingests
+from hotshelf_daemon.index.ingests import IngestRow, SegmentRow
+from hotshelf_daemon.ingest import segment
+from hotshelf_daemon.ingest.frontier import Frontier
+from hotshelf_daemon.ingest.lanes import Lanes
+from hotshelf_daemon.ingest.pacing import Rate
+from hotshelf_daemon.ingest.segment import Job, Meter, Run
+from hotshelf_daemon.objects import OriginObject
+from hotshelf_daemon.origin import Origin
+from hotshelf_daemon.plan import Cut
+from hotshelf_daemon.policy import reason_by_bytes
+from hotshelf_daemon.shelf import Shelf
+from hotshelf_daemon.store import blobs as files
+from hotshelf_daemon.store import durable
+from hotshelf_shared.digest import Digest
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+#: Threads per connection: one that was given up while its origin is silent holds no lane, and must not hold up the next either.
+SPARE_THREADS = 4
+#: Up to this size a file is brought by one thread in one go.
+SMALL_BYTES = 1 << 20
+#: In the tail a run is slow when for so long it brings less than this share of what is usual; so many requests are spared.
+SLOW_S = 1.0
+SLOW_SHARE = 0.1
+SPARE_REQUESTS = 2
+#: How often what stands aside for demand looks whether it may go on, seconds.
+LOOK_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Downloaded:
+    """An open file that holds all bytes; what they are, and why they would execute."""
+
+    fd: int
+    digest: Digest
+    unsafe: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is to be brought. `is_prefetch` is asked again and again: somebody may begin to wait for it."""
+
+    origin: Origin
+    object: OriginObject
+    row: IngestRow
+    meter: Meter
+    is_prefetch: Callable[[], bool]
+    #: Whether its pages stay in the page cache.
+    keep: bool = True
+
+
+class Downloads:
+    def __init__(self, shelf: Shelf) -> None:
+        settings = shelf.settings
+        self._shelf, self._fetch = shelf, settings.fetch
+        self._lanes = Lanes(self._fetch.connections, settings.connections_of)
+        self._rate = Rate(settings.prefetch.max_rate)
+        self._threads = ThreadPoolExecutor(SPARE_THREADS * self._fetch.connections, "fetch", initializer=durable.be_modest)
+
+    async def download(self, task: Task) -> Downloaded:
+        """Raises what the origin's port does, and InsufficientSpace; then the file is closed and keeps what it has."""
+        task.meter.parts.clear()
+        task.meter.kept = 0
+        if task.row.size <= min(SMALL_BYTES, self._fetch.segment_bytes):
+            return await self._in_one_go(task)
+        resume = task.row.size > self._fetch.segment_bytes
+        fd, resumed = await asyncio.to_thread(files.open_ingest, self._shelf.layout, task.row.id, task.row.size, resume=resume)
+        job, began = self._job(task, fd), time.monotonic()
+        try:
+            done = await self._trusted(job, task.row) if resumed else []
+            await self._fetch_all(job, task, done)
+            judged = await self._in_thread(job, lambda: self._judged(job, task.row))
+        except BaseException:
+            os.close(fd)
+            raise
+        took = {"seconds": round(job.last_at - began, 3), "verdict_ms": round(1e3 * (time.monotonic() - job.last_at), 1)}
+        log.info("fetched", extra={"origin": task.origin.label, "key": task.object.key, "bytes": task.row.size, **took})
+        return judged
+
+    async def _in_one_go(self, task: Task) -> Downloaded:
+        """All of it by one thread: of a small file the steps are what costs."""
+        job = self._job(task, -1)
+
+        def bring() -> Downloaded:
+            with job.touching():
+                job.fd, _ = files.open_ingest(self._shelf.layout, task.row.id, task.row.size, resume=False)
+                job.frontier = Frontier(job.fd, task.row.size, keep=task.keep)
+            if task.row.size:
+                segment.fetch(job, 0, task.row.size)
+            with job.touching():
+                return self._judged(job, task.row)
+
+        try:
+            async with self._lanes.take(task.origin.label, task.is_prefetch):
+                return await self._in_thread(job, bring, wait=False)
+        except BaseException:
+            if job.fd >= 0:
+                os.close(job.fd)
+            raise
+
+    def _judged(self, job: Job, row: IngestRow) -> Downloaded:
+        return Downloaded(job.fd, job.frontier.digest(), reason_by_bytes(job.fd, row.size))
+
+    async def seal(self, fd: int, *, keep: bool) -> None:
+        """Read-only, on the disk, closed; closed also when it fails. Out of the page cache unless it is to `keep` it."""
+
+        def seal() -> None:
+            with durable.disk_errors("syncing a download"):
+                durable.seal(fd, keep=keep)
+
+        await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, seal))
+
+    def _job(self, task: Task, fd: int) -> Job:
+        return Job(
+            task.origin,
+            task.object,
+            fd,
+            Frontier(fd, task.row.size, keep=task.keep),
+            task.meter,
+            self._fetch.attempts,
+            traffic=_Traffic(self._lanes, self._rate, task),
+            floor_rate=self._fetch.floor_rate,
+            floor_window_s=self._fetch.idle_timeout_s,
+            loose=not task.object.version and task.row.expected is None,
+        )
+
+    async def _fetch_all(self, job: Job, task: Task, done: list[SegmentRow]) -> None:
+        # Without an ETag or a promised digest nothing ties two ranges to one version: one stream.
+        row, label = task.row, task.origin.label
+        cut = Cut(row.size, row.size if job.loose else self._fetch.segment_bytes, [(one.start, one.stop) for one in done])
+        journalled = row.size > self._fetch.segment_bytes and not job.loose
+
+        async def one_after_another() -> None:
+            while cut.left:
+                async with self._lanes.take(label, task.is_prefetch, turn=cut.taken):
+                    span = cut.next(1 if job.loose else self._lanes.limit(label))
+                    if span is None:
+                        return
+                    crc = await self._carried(job, Run.of(*span), lambda: not cut.left)
+                if journalled:
+                    await self._shelf.index.write_brief(lambda db: ingests.journal(db, row.id, SegmentRow(*span, crc)))  # noqa: B023
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(1 if job.loose else self._fetch.connections):
+                    group.create_task(one_after_another())
+        except BaseExceptionGroup as failures:
+            raise first_failure(failures) from failures
+
+    async def _carried(self, job: Job, run: Run, is_tail: Callable[[], bool]) -> int:
+        """The run's checksum when it is through. In the tail, where all wait for the last ones, a slow one is taken over.
+
+        By a new request that goes on where the old one stands, whose thread may sit in its read for as long as it likes.
+        """
+        pace, spares = _Pace(job, run), 0 if job.loose else SPARE_REQUESTS
+        while True:
+            work = asyncio.create_task(self._in_thread(job, lambda: segment.carry(job, run), wait=False))
+            try:
+                while not (await asyncio.wait([work], timeout=LOOK_S))[0]:
+                    if is_tail() and spares and pace.is_slow():
+                        break
+                else:
+                    crc = await work
+                    job.rates.append((run.stop - run.start) / max(pace.age_s, 1e-6))
+                    return crc
+            except asyncio.CancelledError:
+                work.cancel()
+                await asyncio.wait([work])
+                raise
+            spares -= 1
+            await asyncio.get_running_loop().run_in_executor(None, job.take_over, run)
+            work.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # Stopped: it concerns nobody
+            log.info("a slow request is overtaken", extra={"origin": job.origin.label, "key": job.object.key, "at": run.at})
+
+    async def _trusted(self, job: Job, row: IngestRow) -> list[SegmentRow]:
+        """The journalled segments that the file really holds: a power cut can take bytes that the journal has."""
+        rows = self._shelf.index.read(lambda db: ingests.journalled(db, row.id))
+
+        def check() -> list[SegmentRow]:
+            kept = []
+            for found in rows:
+                if not job.stop.is_set() and segment.checksum(job.fd, found.start, found.stop) == found.crc:
+                    job.frontier.arrived(found.start, found.stop)
+                    kept.append(found)
+            return kept
+
+        kept = await self._in_thread(job, check)
+        job.meter.kept = sum(found.stop - found.start for found in kept)
+        return kept
+
+    async def _in_thread(self, job: Job, work: Callable[[], T], *, wait: bool = True) -> T:
+        """On a fetch thread; when cancelled, waits until it is done with the file, or at least done for good with writing."""
+        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # seen: it concerns nobody
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, job.halt))
+            if wait:
+                await asyncio.wait([future])
+            raise
+
+
+class _Pace:
+    """How fast one run comes, beside what a connection of this file brings on the average."""
+
+    def __init__(self, job: Job, run: Run) -> None:
+        self._job, self._run = job, run
+        self._began = self._since = time.monotonic()
+        self._at = run.at
+
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self._began
+
+    def is_slow(self) -> bool:
+        """Whether the last moments brought next to nothing of what is usual. Asked now and then."""
+        now = time.monotonic()
+        if (passed := now - self._since) < SLOW_S:
+            return False
+        rate, self._since, self._at = (self._run.at - self._at) / passed, now, self._run.at
+        return bool(self._job.rates) and rate < SLOW_SHARE * statistics.median(self._job.rates)
+
+
+class _Traffic:
+    """One download among all: prefetch stands still while anybody waits for something else, and keeps to its rate."""
+
+    def __init__(self, lanes: Lanes, rate: Rate, task: Task) -> None:
+        self._lanes, self._rate, self._task = lanes, rate, task
+        self._loop = asyncio.get_running_loop()
+
+    def came(self, count: int) -> None:
+        self._lanes.came(self._task.origin.label, count)
+
+    def refused(self) -> None:
+        self._loop.call_soon_threadsafe(self._lanes.refused, self._task.origin.label)
+
+    def pause(self, count: int, stop: threading.Event) -> bool:
+        if not self._task.is_prefetch():
+            return False
+        waited = (left_s := self._rate.wait_s(count)) > 0 and not stop.wait(left_s)
+        while not stop.is_set() and self._task.is_prefetch() and not self._lanes.idle.wait(LOOK_S):
+            waited = True
+        return waited

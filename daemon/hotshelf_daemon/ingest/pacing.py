@@ -1,0 +1,91 @@
+"""How many connections an origin is worth, and how fast bytes that nobody waits for may come: decided, not done.
+
+`Climb` is told what each moment brought and says how many connections to keep. `Rate` says how long to wait.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+#: Connections to begin with: enough for most origins, few enough for any.
+FIRST = 8
+#: What another step must bring, to be worth its connections.
+GAIN = 1.1
+#: A fall below this share of the best means that the origin is another one by now: climb anew.
+FALL = 0.6
+#: Moments between two looks at whether more would help by now.
+PATIENCE = 40
+#: One refusal seldom comes alone: those of one moment are one. Seconds, as is what is waited until climbing again.
+REFUSALS_S = 1.0
+CALM_S = 5.0
+
+
+@dataclass(slots=True)
+class Climb:
+    """More connections while goodput rises, doubling; back to where it last rose; half of them when the origin refuses."""
+
+    most: int
+    limit: int = field(init=False)
+    _best: float = 0.0
+    _before: int = field(init=False)
+    _climbing: bool = True
+    _fallen: int = 0
+    _quiet_moments: int = 0
+    _refused_at: float = -CALM_S
+
+    def __post_init__(self) -> None:
+        self.limit = self._before = min(FIRST, self.most)
+
+    def moment(self, rate: float, now: float) -> None:
+        """A moment in which all connections were at work brought `rate` bytes a second."""
+        if now - self._refused_at < CALM_S:
+            return
+        if self._climbing:
+            self._climb(rate)
+            return
+        self._fallen = self._fallen + 1 if rate < FALL * self._best else 0
+        self._quiet_moments += 1
+        if self._fallen >= 3 or self._quiet_moments >= PATIENCE:
+            self._best, self._climbing = rate, True
+            self._try_more()
+
+    def refused(self, now: float) -> None:
+        if now - self._refused_at >= REFUSALS_S:
+            self.limit = self._before = max(1, self.limit // 2)
+            self._best, self._climbing, self._refused_at = 0.0, True, now
+
+    def _climb(self, rate: float) -> None:
+        if rate < GAIN * self._best:
+            self.limit = self._before
+            self._settle()
+            return
+        self._best, self._before = rate, self.limit
+        self._try_more()
+
+    def _try_more(self) -> None:
+        self._before, self.limit = self.limit, min(self.most, 2 * self.limit)
+        if self.limit == self._before:
+            self._settle()
+
+    def _settle(self) -> None:
+        self._climbing, self._fallen, self._quiet_moments = False, 0, 0
+
+
+class Rate:
+    """Bytes a second over all who ask; 0 is no bound. Thread-safe. A pause earns nothing but a moment's worth."""
+
+    def __init__(self, rate: int, *, now: Callable[[], float] = time.monotonic, burst_s: float = 0.05) -> None:
+        self._rate, self._now, self._burst_s = rate, now, burst_s
+        self._due, self._lock = 0.0, threading.Lock()
+
+    def wait_s(self, count: int) -> float:
+        """Seconds to wait after these bytes came."""
+        if not self._rate:
+            return 0.0
+        with self._lock:
+            now = self._now()
+            self._due = max(self._due, now - self._burst_s) + count / self._rate
+            return max(0.0, self._due - now)

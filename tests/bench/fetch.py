@@ -1,0 +1,135 @@
+"""From an origin to verified files, beside other clients in the same run.
+
+    python -m tests.bench.fetch [--rounds N] [--workloads one,flux,loras,small] [--peers s5cmd,…] [--signed]
+
+nginx is the fast unsigned origin, SeaweedFS (`--signed`) the real S3. Rounds are interleaved and each begins with another
+contestant; the first round warms memory and page cache and is not counted. What is compared are ratios within a round: the
+peer's time over ours, once as it is and once with a sha256 of its files, which is what it would take to know what we know.
+Writes `tests/bench/results/fetch.json`; `python -m tests.bench.plot` draws it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import pathlib
+import platform
+import statistics
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from tests.bench import ours, peers, workloads
+from tests.bench.peers import PEERS, Took
+from tests.servers.nginx import Nginx
+from tests.servers.seaweedfs import SeaweedFS
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+OURS = "hotshelf"
+
+
+class Origin:
+    """Where everybody fetches from, and with which credentials."""
+
+    def __init__(self, endpoint_url: str, published: dict[str, workloads.Published], **signing: str) -> None:
+        self.endpoint_url, self.published, self.signing = endpoint_url, published, signing
+
+
+@contextlib.contextmanager
+def nginx(folder: pathlib.Path, names: list[str]) -> Iterator[Origin]:
+    with Nginx(folder / "nginx") as server:
+        yield Origin(server.endpoint_url, {name: workloads.publish(name, server.root) for name in names})
+
+
+@contextlib.contextmanager
+def seaweedfs(folder: pathlib.Path, names: list[str]) -> Iterator[Origin]:
+    with SeaweedFS(folder / "weed") as server, server.client() as client:
+        client.create_bucket(Bucket=workloads.BUCKET)
+        made = {name: workloads.publish(name, folder / "made") for name in names}
+        root = folder / "made" / workloads.BUCKET
+        for path in (path for path in sorted(root.rglob("*")) if path.is_file()):
+            client.upload_file(str(path), workloads.BUCKET, str(path.relative_to(root)))
+            path.unlink()
+        yield Origin(server.endpoint_url, made, key_id=server.access_key_id, secret=server.secret_access_key)
+
+
+def run_round(folder: pathlib.Path, origin: Origin, name: str, contestants: list[str]) -> dict[str, Took]:
+    published, taken = origin.published[name], {}
+    for contestant in contestants:
+        if contestant == OURS:
+            taken[contestant] = ours.measure(folder / "d", origin.endpoint_url, published.source, **origin.signing)
+            continue
+        job = peers.Job(origin.endpoint_url, workloads.BUCKET, [*published.sizes], str(folder / "peer"),
+                        sizes=dict(published.sizes), **origin.signing)  # fmt: skip
+        if (took := peers.measure(contestant, job)) is not None:
+            taken[contestant] = took
+    return taken
+
+
+def compare(folder: pathlib.Path, origin: Origin, name: str, contestants: list[str], rounds: int) -> dict[str, Any]:
+    counted: list[dict[str, Took]] = []
+    for number in range(rounds + 1):
+        turn = number % len(contestants)
+        taken = run_round(folder, origin, name, contestants[turn:] + contestants[:turn])
+        contestants = [one for one in contestants if one in taken]  # who cannot do it is asked once
+        if number:
+            counted.append(taken)
+    size = origin.published[name].bytes
+    return {"bytes": size, "rounds": len(counted), "peers": {one: summary([r[one] for r in counted], [r[OURS] for r in counted], size) for one in contestants}}  # fmt: skip  # noqa: E501
+
+
+def summary(taken: list[Took], by_us: list[Took], size: int) -> dict[str, Any]:
+    """Medians, and of the ratios to us also the quartiles."""
+    pairs = list(zip(taken, by_us, strict=True))
+    return {
+        "GB/s": statistics.median(size / 1e9 / one.seconds for one in taken),
+        "GB/s verified": statistics.median(size / 1e9 / (one.seconds + one.hash_seconds) for one in taken),
+        "CPU-s/GB": statistics.median(one.cpu / size * 1e9 for one in taken),
+        "CPU-s/GB verified": statistics.median((one.cpu + one.hash_cpu) / size * 1e9 for one in taken),
+        "peak bytes": max(one.peak for one in taken),
+        "time / ours": spread([one.seconds / us.seconds for one, us in pairs]),
+        "time verified / ours": spread([(one.seconds + one.hash_seconds) / us.seconds for one, us in pairs]),
+        "our CPU / verified": spread([us.cpu / (one.cpu + one.hash_cpu) for one, us in pairs]),
+        "rounds": [asdict(one) for one in taken],
+    }
+
+
+def spread(values: list[float]) -> list[float]:
+    """Median and quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return [round(value, 3) for value in (middle, low, high)]
+
+
+def show(name: str, found: dict[str, Any]) -> None:
+    print(f"{name}: {found['bytes'] / 1e9:.2f} GB, {found['rounds']} rounds (median [quartiles])")
+    for peer, one in sorted(found["peers"].items(), key=lambda item: -item[1]["GB/s verified"]):
+        ratios = "  ".join(
+            f"{what} {one[what][0]:.2f} [{one[what][1]:.2f} {one[what][2]:.2f}]" for what in one if "our" in what
+        )
+        print(f"  {peer:11} {one['GB/s']:5.2f} GB/s, verified {one['GB/s verified']:5.2f}; CPU-s/GB {one['CPU-s/GB']:5.2f},"
+              f" verified {one['CPU-s/GB verified']:5.2f}; {ratios}", flush=True)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workloads", default="one,flux,loras,small")
+    parser.add_argument("--peers", default=",".join(PEERS))
+    parser.add_argument("--signed", action="store_true", help="SeaweedFS instead of nginx")
+    given = parser.parse_args()
+    names, contestants = given.workloads.split(","), [OURS, *given.peers.split(",")]
+    results: dict[str, Any] = {"machine": f"{platform.processor() or platform.machine()}, Linux {platform.release()}"}
+    with tempfile.TemporaryDirectory(prefix="hsb-") as made:
+        folder = pathlib.Path(made)
+        with (seaweedfs if given.signed else nginx)(folder, names) as origin:
+            for name in names:
+                results[name] = compare(folder, origin, name, contestants, given.rounds)
+                show(name, results[name])
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"fetch{'-signed' if given.signed else ''}.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

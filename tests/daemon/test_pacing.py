@@ -1,0 +1,107 @@
+"""How many connections are kept, given what they brought; how long what nobody waits for has to wait."""
+
+from __future__ import annotations
+
+import pytest
+
+from hotshelf_daemon.ingest.pacing import CALM_S, FIRST, PATIENCE, Climb, Rate
+
+MOMENT_S = 0.1
+
+
+class Origin:
+    """Brings `each` bytes a second on a connection, `total` at the most."""
+
+    def __init__(self, climb: Climb, each: float, total: float = 1e12) -> None:
+        self.climb, self.each, self.total, self.now = climb, each, total, 100.0
+
+    def moments(self, count: int) -> int:
+        for _ in range(count):
+            self.now += MOMENT_S
+            self.climb.moment(min(self.total, self.each * self.climb.limit), self.now)
+        return self.climb.limit
+
+    def refuses(self) -> int:
+        self.climb.refused(self.now)
+        return self.climb.limit
+
+
+def test_an_origin_that_is_slow_on_each_connection_gets_all_there_are() -> None:
+    assert Origin(Climb(64), each=60e6).moments(5) == 64
+
+
+@pytest.mark.parametrize("most", [1, 3, 8, 100])
+def test_there_are_never_more_than_allowed_and_it_begins_with_a_few(most: int) -> None:
+    climb = Climb(most)
+    assert climb.limit == min(FIRST, most)
+    assert Origin(climb, each=1e6).moments(50) == most
+
+
+def test_an_origin_that_brings_no_more_on_more_of_them_keeps_what_it_has() -> None:
+    assert Origin(Climb(64), each=60e6, total=500e6).moments(4) == FIRST
+
+
+def test_more_are_tried_now_and_then_and_kept_when_they_help_by_now() -> None:
+    origin = Origin(Climb(64), each=60e6, total=480e6)
+    assert origin.moments(10) == FIRST
+    origin.total = 1e12
+    assert origin.moments(PATIENCE + 5) == 64
+
+
+def test_a_refusal_halves_them_and_those_of_one_moment_are_one() -> None:
+    origin = Origin(Climb(16), each=60e6)
+    origin.moments(5)
+    assert [origin.refuses() for _ in range(10)] == [8] * 10
+    origin.now += 2
+    assert origin.refuses() == 4
+
+
+def test_at_least_one_is_left_however_often_it_refuses() -> None:
+    origin = Origin(Climb(16), each=60e6)
+    for _ in range(20):
+        origin.refuses()
+        origin.now += 2
+    assert origin.climb.limit == 1
+
+
+def test_after_a_refusal_it_is_calm_for_a_while_and_then_climbs_again() -> None:
+    origin = Origin(Climb(16), each=60e6)
+    origin.refuses()
+    assert origin.moments(int(CALM_S / MOMENT_S) - 1) == FIRST // 2
+    assert origin.moments(10) == 16
+
+
+def test_an_origin_that_has_become_another_one_is_climbed_anew() -> None:
+    origin = Origin(Climb(64), each=60e6, total=900e6)
+    settled = origin.moments(10)
+    origin.each, origin.total = 5e6, 1e12
+    assert origin.moments(15) == 64 > settled
+
+
+class Clock:
+    now = 50.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_rate_is_kept_over_all_who_ask() -> None:
+    clock = Clock()
+    rate, waited = Rate(1_000_000, now=clock), 0.0
+    for _ in range(100):
+        waits = rate.wait_s(50_000)
+        clock.now += waits
+        waited += waits
+    assert waited == pytest.approx(5.0, abs=0.1)
+
+
+def test_a_pause_earns_no_more_than_a_moment_s_worth() -> None:
+    clock = Clock()
+    rate = Rate(1_000_000, now=clock)
+    rate.wait_s(1)
+    clock.now += 3_600
+    assert rate.wait_s(1_000_000) >= 0.9
+
+
+def test_no_rate_is_no_wait() -> None:
+    assert Rate(0).wait_s(1 << 40) == 0
