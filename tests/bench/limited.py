@@ -2,7 +2,7 @@
 
     python -m tests.bench.limited [--rounds N]
 
-1. 60 MB/s a connection, 30 ms to the first byte, 1 GiB: beside what that makes at best, and beside fixed numbers of connections.
+1. 60 MB/s a connection, 30 ms to the first byte, 1 GiB: beside what that makes at best, and beside fixed connections.
 2. 300 MB/s over all connections, 2 GiB: how long after the last byte the digest is known, and the file ready.
 3. 32 processes that want one cold snapshot: bytes at the origin, and the time between the first and the last answer.
 """

@@ -93,7 +93,12 @@ def rclone(job: Job) -> Fetch:
     remote = f":s3,provider=Other,endpoint='{job.endpoint_url}',env_auth={'true' if job.secret else 'false'}:{job.bucket}"
     argv = ["rclone", "copy", remote, job.folder, "--files-from-raw", "-", "--no-traverse", "--transfers", "16"]
     argv += ["--multi-thread-streams", "8", "--ignore-checksum", "--config", "/dev/null"]
-    return lambda: (_program(job, argv, "\n".join(job.keys)), _flatten(job))
+
+    def fetch() -> None:
+        _program(job, argv, "\n".join(job.keys))
+        _flatten(job)
+
+    return fetch
 
 
 def _flatten(job: Job) -> None:
@@ -137,7 +142,7 @@ def obstore(job: Job) -> Fetch:
         key, start, stop = item
         data = obstore.get_range(store, key, start=start, end=stop)
         with open(job.path(key), "r+b", buffering=0) as file:
-            os.pwrite(file.fileno(), data, start)  # type: ignore[arg-type]
+            os.pwrite(file.fileno(), data, start)
 
     def fetch() -> None:
         items = []
