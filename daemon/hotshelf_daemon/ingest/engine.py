@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
@@ -30,6 +31,8 @@ from hotshelf_shared.errors import IntegrityError
 
 FILES_AT_ONCE = 64
 PREFETCHED_AT_ONCE = 8
+#: How often what waits as prefetch looks whether somebody asks for it by now, seconds.
+LOOK_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,7 @@ class Ingests:
                 return brought  # else it was thrown away before our leave to keep it had arrived: once more
 
     async def _bring(self, order: Order, active: _Active) -> Brought:
-        async with self._files[active.is_prefetch()]:
+        async with self._file(active):
             self._shelf.metrics.ingest_active.inc()
             try:
                 try:
@@ -134,6 +137,20 @@ class Ingests:
                     return await self._attempt(order, active)
             finally:
                 self._shelf.metrics.ingest_active.dec()
+
+    @asynccontextmanager
+    async def _file(self, active: _Active) -> AsyncIterator[None]:
+        """One of the files that may be open at once. What waits as prefetch and is asked for by then, waits so no longer."""
+        while True:
+            prefetch = active.is_prefetch()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S if prefetch else None):
+                    await self._files[prefetch].acquire()
+                break
+        try:
+            yield
+        finally:
+            self._files[prefetch].release()
 
     async def _attempt(self, order: Order, active: _Active) -> Brought:
         item = order.missing

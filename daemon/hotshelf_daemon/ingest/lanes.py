@@ -115,7 +115,7 @@ class Lanes:
             return None
         free = {origin for origin in {wait.origin for wait in self._waiting} if self._lane(origin).demand < self.limit(origin)}
         waiting = [wait for wait in self._waiting if wait.origin in free and not wait.is_prefetch()]
-        if not waiting and not demand:
+        if not waiting and not demand and sum(lane.prefetch for lane in self._lanes.values()) < max(1, self._most // 2):
             waiting = [wait for wait in self._waiting if self._lane(wait.origin).prefetch < self._most_prefetch(wait.origin)]
         return min(waiting, key=lambda wait: wait.turn, default=None)
 
