@@ -18,7 +18,7 @@ from hotshelf_daemon.flights import Flights
 from hotshelf_daemon.index import blobs, ingests
 from hotshelf_daemon.index.ingests import IngestRow
 from hotshelf_daemon.ingest.commit import Committer, Verified
-from hotshelf_daemon.ingest.download import Downloads, Task
+from hotshelf_daemon.ingest.download import Downloaded, Downloads, Task
 from hotshelf_daemon.ingest.receiving import Receiver
 from hotshelf_daemon.ingest.segment import Meter
 from hotshelf_daemon.origin import Changed, Corrupted, Origin
@@ -180,13 +180,23 @@ class Ingests:
             os.close(done.fd)
             await self._reject(row, blobs.Learnt(row.origin, row.key, row.version, row.size, done.digest, done.unsafe))
             return Brought(done.digest, row.size, done.unsafe, kept=False)
+        keeping = asyncio.create_task(self._keep(order, active, row, done))
+        try:
+            await asyncio.shield(keeping)
+        except asyncio.CancelledError:
+            await asyncio.wait([keeping])  # what is being synced or committed is through, or gone, before anybody hears of it
+            keeping.exception()
+            raise
+        return Brought(done.digest, row.size, done.unsafe)
+
+    async def _keep(self, order: Order, active: _Active, row: IngestRow, done: Downloaded) -> None:
+        """Synced and committed. Not to be cut short: a batch that has begun to commit does so for all in it."""
         try:
             await self._downloads.seal(done.fd, keep=order.keep)
         except Exception:
             await self._interrupt(row, drop=True)  # after a failed sync nothing in the file can be trusted
             raise
         await self._committer.commit(Verified(row, done.digest, done.unsafe, active.wanted_by))
-        return Brought(done.digest, row.size, done.unsafe)
 
     async def _interrupt(self, row: IngestRow, *, drop: bool) -> None:
         """Stopped half-way: what arrived waits to be resumed, unless it cannot be trusted."""
