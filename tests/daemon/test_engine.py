@@ -135,6 +135,18 @@ def test_a_preload_that_somebody_asks_for_does_not_wait_behind_other_preloads(ma
     assert time.monotonic() - began < 30  # the others take six minutes
 
 
+def test_a_preload_whose_client_has_left_does_not_hold_up_others(make_daemon: MakeDaemon, slow: Paced) -> None:
+    tree = {f"{name}.safetensors": objects.safetensors(name, size) for name, size in (("left", 64 * MIB), ("other", 100_000))}
+    objects.write(slow.root / "weights", tree)
+    models = {"left": {"source": "s3://weights/left.safetensors", "preload": True}}
+    daemon = make_daemon(origins=from_(slow), models=models, fetch={"segment_bytes": 16 * MIB}, prefetch={"max_rate": "1MiB/s"})
+    wait_until(lambda: rows(daemon, "SELECT * FROM v_transfers"), what="the preload to be begun")
+    assert daemon.acquire("left", timeout_s=1).body["code"] == "timeout"
+    began = time.monotonic()
+    assert daemon.acquire("s3://weights/other.safetensors").status == 200
+    assert time.monotonic() - began < 15  # the preload takes a minute
+
+
 def test_a_trace_says_how_long_after_the_last_byte_a_file_was_known_to_be_right(make_daemon: MakeDaemon, slow: Paced) -> None:
     objects.write(slow.root / "weights", {"a.safetensors": objects.safetensors("traced", 6 * MIB)})
     daemon = make_daemon(origins=from_(slow), fetch={"segment_bytes": MIB})
