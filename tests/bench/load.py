@@ -82,12 +82,13 @@ def main() -> None:
         objects.write(origin.root / workloads.BUCKET / "sd", objects.published(objects.model()))
         big = workloads.publish("one", origin.root)
         rounds = [one_round(folder, origin, big.source) for _ in range(given.rounds)]
+    idle_times, loaded_times, took = zip(*rounds, strict=True)
     for share in (0.5, 0.99):
-        idle, loaded = ([quantile(one[which], share) for one in rounds] for which in (0, 1))
+        idle, loaded = ([quantile(times, share) for times in column] for column in (idle_times, loaded_times))
         ratios = sorted(under / alone for alone, under in zip(idle, loaded, strict=True))
         print(f"p{share * 100:g}: idle {_ms(idle)}, under a download {_ms(loaded)};"
               f" ratio: median {statistics.median(ratios):.2f}, from {ratios[0]:.2f} to {ratios[-1]:.2f}")  # fmt: skip
-    print(f"the download: {big.bytes / 1e9 / statistics.median(one[2] for one in rounds):.2f} GB/s")
+    print(f"the download: {big.bytes / 1e9 / statistics.median(took):.2f} GB/s")
 
 
 if __name__ == "__main__":

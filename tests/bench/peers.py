@@ -62,6 +62,10 @@ class Took:
     peak: int = 0
 
 
+class CannotDo(Exception):
+    """This client has no way to fetch what it is asked for."""
+
+
 #: What is to be timed; a peer imports what it needs before it returns this.
 Fetch = Callable[[], object]
 
@@ -74,7 +78,7 @@ def s5cmd(job: Job) -> Fetch:
 
 def aria2(job: Job) -> Fetch:
     if job.secret:
-        raise NotImplementedError("aria2 does not sign")
+        raise CannotDo("aria2 does not sign")
     argv = ["aria2c", "--quiet", "-x16", "-s16", "-j8", "-k8M", "--file-allocation=falloc", "-i", "-"]
     lines = "".join(f"{job.url(key)}\n dir={job.folder}\n out={key.rpartition('/')[2]}\n" for key in job.keys)
     return lambda: _program(job, argv, lines)
@@ -82,7 +86,7 @@ def aria2(job: Job) -> Fetch:
 
 def curl(job: Job) -> Fetch:
     if job.secret:
-        raise NotImplementedError("curl is run without signing")
+        raise CannotDo("curl is run without signing")
     argv = ["curl", "--silent", "--fail", "--parallel", "--parallel-max", "16"]
     for key in job.keys:
         argv += ["-o", job.path(key), job.url(key)]
@@ -93,7 +97,12 @@ def rclone(job: Job) -> Fetch:
     remote = f":s3,provider=Other,endpoint='{job.endpoint_url}',env_auth={'true' if job.secret else 'false'}:{job.bucket}"
     argv = ["rclone", "copy", remote, job.folder, "--files-from-raw", "-", "--no-traverse", "--transfers", "16"]
     argv += ["--multi-thread-streams", "8", "--ignore-checksum", "--config", "/dev/null"]
-    return lambda: (_program(job, argv, "\n".join(job.keys)), _flatten(job))
+
+    def fetch() -> None:
+        _program(job, argv, "\n".join(job.keys))
+        _flatten(job)
+
+    return fetch
 
 
 def _flatten(job: Job) -> None:
@@ -137,7 +146,7 @@ def obstore(job: Job) -> Fetch:
         key, start, stop = item
         data = obstore.get_range(store, key, start=start, end=stop)
         with open(job.path(key), "r+b", buffering=0) as file:
-            os.pwrite(file.fileno(), data, start)  # type: ignore[arg-type]
+            os.pwrite(file.fileno(), data, start)
 
     def fetch() -> None:
         items = []
@@ -182,7 +191,7 @@ def awscrt(job: Job) -> Fetch:
 
 def hf_transfer(job: Job) -> Fetch:
     if job.secret:
-        raise NotImplementedError("hf_transfer does not sign")
+        raise CannotDo("hf_transfer does not sign")
     import hf_transfer
 
     def one(key: str) -> None:

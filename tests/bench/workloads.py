@@ -27,6 +27,7 @@ WORKLOADS: dict[str, dict[str, int]] = {
     "loras": {f"lora-{number}.safetensors": 64 * MIB for number in range(32)},
     "small": {f"small-{number}.json": 32 << 10 for number in range(500)},
     "limited": {"model.safetensors": 1024 * MIB},
+    "herd": {f"part-{number}.safetensors": 64 * MIB for number in range(3)},
 }
 
 

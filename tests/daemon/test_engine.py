@@ -17,10 +17,12 @@ from hotshelf_shared import memory
 from hotshelf_shared.digest import Digest
 from tests import objects
 from tests.client import page_cache
+from tests.daemon.looking import rows
 from tests.daemon_process import Daemon
 from tests.servers.nginx import Nginx
 from tests.servers.paced import Paced
 from tests.servers.recorder import Recorder
+from tests.waiting import wait_until
 
 MIB = 1 << 20
 MakeDaemon = Callable[..., Daemon]
@@ -57,6 +59,7 @@ def test_pages_are_let_go_behind_the_hash_while_a_file_arrives(tmp_path: pathlib
         frontier.feed(piece)
         frontier.disown()
         frontier.arrived(at, at + len(piece))
+        os.fsync(fd)  # only what is with the disk can be let go
         frontier.let_go()
     os.close(fd)
     assert page_cache.cached_bytes(path) <= 2 * BEHIND_BYTES
@@ -118,6 +121,30 @@ def test_a_preload_that_somebody_asks_for_is_not_slowed_any_more(make_daemon: Ma
     began = time.monotonic()
     assert daemon.acquire("a").status == 200
     assert time.monotonic() - began < 30  # at the rate of a preload it would take four minutes
+
+
+def test_a_preload_that_somebody_asks_for_does_not_wait_behind_other_preloads(make_daemon: MakeDaemon, slow: Paced) -> None:
+    for name, files in (("many", 12), ("few", 2)):
+        tree = {f"{number}.safetensors": objects.safetensors((name, number), 2 * MIB) for number in range(files)}
+        objects.write(slow.root / "weights" / name, objects.pushed(tree))
+    models = {name: {"source": f"s3://weights/{name}", "preload": True} for name in ("many", "few")}
+    daemon = make_daemon(origins=from_(slow), models=models, fetch={"segment_bytes": MIB}, prefetch={"max_rate": "64KiB/s"})
+    wait_until(lambda: len(rows(daemon, "SELECT * FROM v_transfers")) == 14, what="both to be begun")
+    began = time.monotonic()
+    assert daemon.acquire("few").status == 200
+    assert time.monotonic() - began < 30  # the others take six minutes
+
+
+def test_a_preload_whose_client_has_left_does_not_hold_up_others(make_daemon: MakeDaemon, slow: Paced) -> None:
+    tree = {f"{name}.safetensors": objects.safetensors(name, size) for name, size in (("left", 64 * MIB), ("other", 100_000))}
+    objects.write(slow.root / "weights", tree)
+    models = {"left": {"source": "s3://weights/left.safetensors", "preload": True}}
+    daemon = make_daemon(origins=from_(slow), models=models, fetch={"segment_bytes": 16 * MIB}, prefetch={"max_rate": "1MiB/s"})
+    wait_until(lambda: rows(daemon, "SELECT * FROM v_transfers"), what="the preload to be begun")
+    assert daemon.acquire("left", timeout_s=1).body["code"] == "timeout"
+    began = time.monotonic()
+    assert daemon.acquire("s3://weights/other.safetensors").status == 200
+    assert time.monotonic() - began < 15  # the preload takes a minute
 
 
 def test_a_trace_says_how_long_after_the_last_byte_a_file_was_known_to_be_right(make_daemon: MakeDaemon, slow: Paced) -> None:

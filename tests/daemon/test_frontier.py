@@ -220,10 +220,10 @@ def test_a_run_that_is_taken_over_is_gone_on_with_and_its_first_thread_writes_no
     origin = Silent(after=700_000)
     work, run = job(origin, fd), Run.of(0, len(DATA))
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(segment.carry, work, run)
+        first = pool.submit(segment.carry, work, run, 0)
         assert origin.quiet.wait(30)
         work.take_over(run)
-        assert pool.submit(segment.carry, work, run).result(30) == crc64nvme(DATA)
+        assert pool.submit(segment.carry, work, run, 1).result(30) == crc64nvme(DATA)
         assert work.frontier.digest() == Digest.of(DATA)
         os.pwrite(fd, bytes(100), 700_000)  # were it to write, this would be undone
         origin.go_on.set()
@@ -232,3 +232,13 @@ def test_a_run_that_is_taken_over_is_gone_on_with_and_its_first_thread_writes_no
     assert os.pread(fd, 100, 700_000) == bytes(100)
     assert work.meter.done == len(DATA)
     assert [start for verb, _, start, _ in origin.requests if verb == "open"] == [0, 700_000]
+
+
+def test_a_thread_that_begins_after_its_run_was_taken_over_touches_nothing(fd: int) -> None:
+    work, run = job(MemoryOrigin(), fd), Run.of(0, len(DATA))
+    work.take_over(run)
+    with pytest.raises(Stopped):
+        segment.carry(work, run, 0)  # asked for before
+    assert os.pread(fd, 100, 0) == bytes(100)
+    assert segment.carry(work, run, 1) == crc64nvme(DATA)
+    assert work.frontier.digest() == Digest.of(DATA)

@@ -171,3 +171,34 @@ def test_who_is_cancelled_at_the_moment_of_its_turn_passes_it_on() -> None:
             pass
 
     asyncio.run(story())
+
+
+def test_who_is_cancelled_and_does_not_know_it_yet_is_given_no_lane() -> None:
+    async def story() -> None:
+        reads = Reads(1)
+        tasks = [reads.start("running"), reads.start("cancelled"), reads.start("next")]
+        await settle()
+        reads.go.set()
+        tasks[1].cancel()
+        reads.lanes._grant()  # as when a lane comes free in the same moment
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert reads.order == ["running", "next"]
+        assert reads.lanes.idle.is_set()
+        async with asyncio.timeout(5), reads.lanes.take("o", lambda: False):
+            pass
+
+    asyncio.run(story())
+
+
+def test_a_read_that_was_granted_as_demand_never_stands_aside() -> None:
+    async def story() -> None:
+        reads, left = Reads(2), list[bool]()
+        async with reads.lanes.take("o", lambda: bool(left)) as stands_aside:
+            left.append(True)  # whoever waited for it is gone
+            assert not stands_aside
+            async with reads.lanes.take("o", lambda: False) as other:
+                assert not other
+        async with reads.lanes.take("o", lambda: True) as stands_aside:
+            assert stands_aside
+
+    asyncio.run(story())

@@ -62,7 +62,7 @@ class OriginSettings(Frozen):
     secret_access_key_file: str | None = None
     session_token: SecretStr | None = None
     session_token_file: str | None = None
-    #: Requests to this origin under way at once.
+    #: Requests to this origin under way at once that somebody waits for; what is preloaded may have a quarter as many beside.
     max_connections: int = Field(default=16, ge=1, le=256)
     #: A path to a CA bundle, when the endpoint's certificate is your own.
     ca_bundle: str | None = None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import statistics
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from hotshelf_daemon.flights import first_failure
@@ -80,19 +81,31 @@ class Downloads:
         task.meter.kept = 0
         if task.row.size <= min(SMALL_BYTES, self._fetch.segment_bytes):
             return await self._in_one_go(task)
-        resume = task.row.size > self._fetch.segment_bytes
-        fd, resumed = await asyncio.to_thread(files.open_ingest, self._shelf.layout, task.row.id, task.row.size, resume=resume)
+        fd, resumed = await self._opened(task.row)
         job, began = self._job(task, fd), time.monotonic()
         try:
             done = await self._trusted(job, task.row) if resumed else []
             await self._fetch_all(job, task, done)
             judged = await self._in_thread(job, lambda: self._judged(job, task.row))
         except BaseException:
+            await _through(job.halt)  # threads may still be at it
             os.close(fd)
             raise
         took = {"seconds": round(job.last_at - began, 3), "verdict_ms": round(1e3 * (time.monotonic() - job.last_at), 1)}
         log.info("fetched", extra={"origin": task.origin.label, "key": task.object.key, "bytes": task.row.size, **took})
         return judged
+
+    async def _opened(self, row: IngestRow) -> tuple[int, bool]:
+        """The ingest's file, and whether it holds what was fetched before."""
+        opening = partial(files.open_ingest, self._shelf.layout, row.id, row.size, resume=row.size > self._fetch.segment_bytes)
+        work = asyncio.get_running_loop().run_in_executor(None, opening)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait([work])
+            if work.exception() is None:
+                os.close(work.result()[0])
+            raise
 
     async def _in_one_go(self, task: Task) -> Downloaded:
         """All of it by one thread: of a small file the steps are what costs."""
@@ -111,6 +124,7 @@ class Downloads:
             async with self._lanes.take(task.origin.label, task.is_prefetch):
                 return await self._in_thread(job, bring, wait=False)
         except BaseException:
+            await _through(job.halt)
             if job.fd >= 0:
                 os.close(job.fd)
             raise
@@ -149,11 +163,11 @@ class Downloads:
 
         async def one_after_another() -> None:
             while cut.left:
-                async with self._lanes.take(label, task.is_prefetch, turn=cut.taken):
+                async with self._lanes.take(label, task.is_prefetch, turn=cut.taken) as stands_aside:
                     span = cut.next(1 if job.loose else self._lanes.limit(label))
                     if span is None:
                         return
-                    crc = await self._carried(job, Run.of(*span), lambda: not cut.left)
+                    crc = await self._carried(job, Run.of(*span, stands_aside=stands_aside), lambda: not cut.left)
                 if journalled:
                     await self._shelf.index.write_brief(lambda db: ingests.journal(db, row.id, SegmentRow(*span, crc)))  # noqa: B023
 
@@ -169,12 +183,14 @@ class Downloads:
 
         By a new request that goes on where the old one stands, whose thread may sit in its read for as long as it likes.
         """
-        pace, spares = _Pace(job, run), 0 if job.loose else SPARE_REQUESTS
+        pace, spares = _Pace(job, run), 0 if job.loose or run.stands_aside else SPARE_REQUESTS
         while True:
-            work = asyncio.create_task(self._in_thread(job, lambda: segment.carry(job, run), wait=False))
+            carry = partial(segment.carry, job, run, run.ticket)
+            work = asyncio.create_task(self._in_thread(job, carry, wait=False))
             try:
                 while not (await asyncio.wait([work], timeout=LOOK_S))[0]:
                     if is_tail() and spares and pace.is_slow():
+                        await asyncio.get_running_loop().run_in_executor(None, job.take_over, run)
                         break
                 else:
                     crc = await work
@@ -185,7 +201,6 @@ class Downloads:
                 await asyncio.wait([work])
                 raise
             spares -= 1
-            await asyncio.get_running_loop().run_in_executor(None, job.take_over, run)
             work.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # Stopped: it concerns nobody
             log.info("a slow request is overtaken", extra={"origin": job.origin.label, "key": job.object.key, "at": run.at})
 
@@ -233,6 +248,8 @@ class _Pace:
     def is_slow(self) -> bool:
         """Whether the last moments brought next to nothing of what is usual. Asked now and then."""
         now = time.monotonic()
+        if not self._run.is_asking:  # its thread has not begun, or the origin has told it to wait
+            self._since, self._at = now, self._run.at
         if (passed := now - self._since) < SLOW_S:
             return False
         rate, self._since, self._at = (self._run.at - self._at) / passed, now, self._run.at
@@ -252,10 +269,23 @@ class _Traffic:
     def refused(self) -> None:
         self._loop.call_soon_threadsafe(self._lanes.refused, self._task.origin.label)
 
-    def pause(self, count: int, stop: threading.Event) -> bool:
-        if not self._task.is_prefetch():
-            return False
-        waited = (left_s := self._rate.wait_s(count)) > 0 and not stop.wait(left_s)
-        while not stop.is_set() and self._task.is_prefetch() and not self._lanes.idle.wait(LOOK_S):
+    def pause(self, count: int, goes_on: Callable[[], bool]) -> bool:
+        due, waited = time.monotonic() + self._rate.wait_s(count), False
+        while goes_on() and self._task.is_prefetch():
+            left_s = due - time.monotonic()
+            if left_s <= 0 and self._lanes.idle.is_set():
+                break
             waited = True
+            if left_s > 0:
+                time.sleep(min(left_s, LOOK_S))
+            else:
+                self._lanes.idle.wait(LOOK_S)
         return waited
+
+
+async def _through(work: Callable[[], object]) -> None:
+    """To its end on a thread, however often the caller is cancelled meanwhile."""
+    done = asyncio.get_running_loop().run_in_executor(None, work)
+    while not done.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(done)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
@@ -17,7 +18,7 @@ from hotshelf_daemon.flights import Flights
 from hotshelf_daemon.index import blobs, ingests
 from hotshelf_daemon.index.ingests import IngestRow
 from hotshelf_daemon.ingest.commit import Committer, Verified
-from hotshelf_daemon.ingest.download import Downloads, Task
+from hotshelf_daemon.ingest.download import Downloaded, Downloads, Task
 from hotshelf_daemon.ingest.receiving import Receiver
 from hotshelf_daemon.ingest.segment import Meter
 from hotshelf_daemon.origin import Changed, Corrupted, Origin
@@ -30,6 +31,8 @@ from hotshelf_shared.errors import IntegrityError
 
 FILES_AT_ONCE = 64
 PREFETCHED_AT_ONCE = 8
+#: How often what waits as prefetch looks whether somebody asks for it by now, seconds.
+LOOK_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,7 @@ class Ingests:
                 return brought  # else it was thrown away before our leave to keep it had arrived: once more
 
     async def _bring(self, order: Order, active: _Active) -> Brought:
-        async with self._files[active.is_prefetch()]:
+        async with self._file(active):
             self._shelf.metrics.ingest_active.inc()
             try:
                 try:
@@ -134,6 +137,20 @@ class Ingests:
                     return await self._attempt(order, active)
             finally:
                 self._shelf.metrics.ingest_active.dec()
+
+    @asynccontextmanager
+    async def _file(self, active: _Active) -> AsyncIterator[None]:
+        """One of the files that may be open at once. What waits as prefetch and is asked for by then, waits so no longer."""
+        while True:
+            prefetch = active.is_prefetch()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S if prefetch else None):
+                    await self._files[prefetch].acquire()
+                break
+        try:
+            yield
+        finally:
+            self._files[prefetch].release()
 
     async def _attempt(self, order: Order, active: _Active) -> Brought:
         item = order.missing
@@ -163,13 +180,23 @@ class Ingests:
             os.close(done.fd)
             await self._reject(row, blobs.Learnt(row.origin, row.key, row.version, row.size, done.digest, done.unsafe))
             return Brought(done.digest, row.size, done.unsafe, kept=False)
+        keeping = asyncio.create_task(self._keep(order, active, row, done))
+        try:
+            await asyncio.shield(keeping)
+        except asyncio.CancelledError:
+            await asyncio.wait([keeping])  # what is being synced or committed is through, or gone, before anybody hears of it
+            keeping.exception()
+            raise
+        return Brought(done.digest, row.size, done.unsafe)
+
+    async def _keep(self, order: Order, active: _Active, row: IngestRow, done: Downloaded) -> None:
+        """Synced and committed. Not to be cut short: a batch that has begun to commit does so for all in it."""
         try:
             await self._downloads.seal(done.fd, keep=order.keep)
         except Exception:
             await self._interrupt(row, drop=True)  # after a failed sync nothing in the file can be trusted
             raise
         await self._committer.commit(Verified(row, done.digest, done.unsafe, active.wanted_by))
-        return Brought(done.digest, row.size, done.unsafe)
 
     async def _interrupt(self, row: IngestRow, *, drop: bool) -> None:
         """Stopped half-way: what arrived waits to be resumed, unless it cannot be trusted."""

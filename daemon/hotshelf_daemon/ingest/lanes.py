@@ -41,7 +41,7 @@ class _Waiting:
 
 
 class Lanes:
-    """`most` bounds all of demand, `most_of` an origin's by name; prefetch may have half as many."""
+    """`most` bounds all of demand, `most_of` an origin's by name; prefetch may have a quarter as many beside them."""
 
     def __init__(self, most: int, most_of: Callable[[str], int]) -> None:
         self._most, self._most_of = most, most_of
@@ -61,8 +61,11 @@ class Lanes:
         return {name: self.limit(name) for name in self._lanes}
 
     @asynccontextmanager
-    async def take(self, origin: str, is_prefetch: Callable[[], bool], *, turn: int = 0) -> AsyncIterator[None]:
-        """One ranged read. `turn` counts a file's ranges; what comes late begins with what is being served now."""
+    async def take(self, origin: str, is_prefetch: Callable[[], bool], *, turn: int = 0) -> AsyncIterator[bool]:
+        """One ranged read; whether it is to stand aside for demand.
+
+        `turn` counts a file's ranges; what comes late begins with what is being served now.
+        """
         wait = _Waiting(origin, is_prefetch, self._turn + turn, asyncio.get_running_loop().create_future())
         self._waiting.append(wait)
         self._grant()
@@ -75,7 +78,7 @@ class Lanes:
                 self._end(origin, prefetch=wait.granted.result())  # our turn came at the very moment we were cancelled
             raise
         try:
-            yield
+            yield prefetch
         finally:
             self._end(origin, prefetch=prefetch)
 
@@ -113,14 +116,15 @@ class Lanes:
         demand = sum(lane.demand for lane in self._lanes.values())
         if demand >= self._most:
             return None
-        free = {origin for origin in {wait.origin for wait in self._waiting} if self._lane(origin).demand < self.limit(origin)}
-        waiting = [wait for wait in self._waiting if wait.origin in free and not wait.is_prefetch()]
-        if not waiting and not demand:
-            waiting = [wait for wait in self._waiting if self._lane(wait.origin).prefetch < self._most_prefetch(wait.origin)]
+        there = [wait for wait in self._waiting if not wait.granted.done()]  # who is cancelled may not know it yet
+        free = {origin for origin in {wait.origin for wait in there} if self._lane(origin).demand < self.limit(origin)}
+        waiting = [wait for wait in there if wait.origin in free and not wait.is_prefetch()]
+        if not waiting and not demand and sum(lane.prefetch for lane in self._lanes.values()) < max(1, self._most // 4):
+            waiting = [wait for wait in there if self._lane(wait.origin).prefetch < self._most_prefetch(wait.origin)]
         return min(waiting, key=lambda wait: wait.turn, default=None)
 
     def _most_prefetch(self, origin: str) -> int:
-        return max(1, self.limit(origin) // 2)
+        return max(1, self.limit(origin) // 4)
 
     def _end(self, origin: str, *, prefetch: bool) -> None:
         lane = self._lane(origin)

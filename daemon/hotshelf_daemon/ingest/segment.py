@@ -52,8 +52,8 @@ class Traffic(Protocol):
         """Bytes arrived."""
         ...
 
-    def pause(self, count: int, stop: threading.Event) -> bool:
-        """Lets others go first after these bytes; whether it waited."""
+    def pause(self, count: int, goes_on: Callable[[], bool]) -> bool:
+        """Lets others go first after these bytes, for as long as it `goes_on`; whether it waited."""
         ...
 
     def refused(self) -> None:
@@ -66,7 +66,7 @@ class Alone:
 
     def came(self, count: int) -> None: ...
 
-    def pause(self, count: int, stop: threading.Event) -> bool:  # noqa: ARG002
+    def pause(self, count: int, goes_on: Callable[[], bool]) -> bool:  # noqa: ARG002
         return False
 
     def refused(self) -> None: ...
@@ -74,7 +74,10 @@ class Alone:
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """One segment under way: bytes [start, at) are in the file, `crc` is theirs, `ticket` is of the thread at work on it."""
+    """One segment under way: bytes [start, at) are in the file, `crc` is theirs, `ticket` is of the thread at work on it.
+
+    `stands_aside` for demand: nobody waits for it. `is_asking` while bytes may come: it has begun, and is not told to wait.
+    """
 
     start: int
     stop: int
@@ -82,11 +85,13 @@ class Run:
     crc: int = 0
     ticket: int = 0
     owns_hash: bool = False
+    stands_aside: bool = False
+    is_asking: bool = False
     is_touched: bool = False
 
     @classmethod
-    def of(cls, start: int, stop: int) -> Run:
-        return cls(start, stop, start)
+    def of(cls, start: int, stop: int, *, stands_aside: bool = False) -> Run:
+        return cls(start, stop, start, stands_aside=stands_aside)
 
 
 @dataclass(slots=True)
@@ -134,6 +139,9 @@ class Job:
                     run.is_touched = False
                 self._touched.notify_all()
 
+    def is_at(self, run: Run, ticket: int) -> bool:
+        return not self.stop.is_set() and run.ticket == ticket
+
     def halt(self) -> None:
         """Gives it up; returns when nobody touches the file."""
         with self._touched:
@@ -143,43 +151,50 @@ class Job:
     def take_over(self, run: Run) -> None:
         """Takes a run from the thread that is at work on it, so that another may go on where it stands."""
         with self._touched:
-            run.ticket += 1
+            run.ticket, run.is_asking = run.ticket + 1, False
             self._touched.wait_for(lambda: not run.is_touched)
+
+    def give_up_hash(self, run: Run, ticket: int) -> None:
+        """A thread that is at its end leaves the hash to others, unless its run has been taken over, and the hash with it."""
+        with self._touched:
+            if run.owns_hash and run.ticket == ticket:
+                run.owns_hash = False
+                self.frontier.disown()
 
 
 def fetch(job: Job, start: int, stop: int) -> int:
     """Brings [start, stop) into the file; its CRC-64/NVME."""
-    return carry(job, Run.of(start, stop))
+    return carry(job, Run.of(start, stop), 0)
 
 
-def carry(job: Job, run: Run) -> int:
-    """Brings the rest of a run into the file; the CRC-64/NVME of all of it.
+def carry(job: Job, run: Run, ticket: int) -> int:
+    """Brings the rest of a run into the file; the CRC-64/NVME of all of it. `ticket` is the run's when this was asked for.
 
     Retries what may pass, resuming at the byte where it broke. Raises Stopped when it was given up or taken over.
     """
-    ticket, attempt = run.ticket, 0
-    if run.at == run.start and not run.owns_hash:
-        run.owns_hash = job.frontier.own(run.start)
+    attempt = 0
+    with job.touching(run, ticket):
+        if run.at == run.start and not run.owns_hash:
+            run.owns_hash = job.frontier.own(run.start)
     try:
         while run.at < run.stop:
-            began = run.at
+            with job.touching(run, ticket):
+                began, run.is_asking = run.at, True
             try:
                 _pour(job, run, ticket)
             except (OriginUnavailable, Misanswered) as error:
-                if run.ticket != ticket:
-                    raise Stopped from error
+                with job.touching(run, ticket):
+                    run.is_asking = False
                 attempt = attempt + 1 if run.at - began < WORTHWHILE_BYTES else 1
                 hopeless = isinstance(error, OriginUnavailable) and not error.retryable
-                if isinstance(error, OriginUnavailable):
+                if isinstance(error, OriginUnavailable) and not run.stands_aside:
                     job.traffic.refused()
                 if hopeless or attempt >= job.attempts or (job.loose and run.at > run.start):
                     raise
                 if job.stop.wait(delay_s(attempt, asked=error.retry_after_s)):
                     raise Stopped from error
     finally:
-        if run.owns_hash and run.ticket == ticket:
-            run.owns_hash = False
-            job.frontier.disown()
+        job.give_up_hash(run, ticket)
     with job.touching(run, ticket):
         start_writeback(job.fd, run.start, run.stop)  # so that the disk has less to do when all has arrived
         job.frontier.arrived(run.start, run.stop)
@@ -204,7 +219,7 @@ def _pour(job: Job, run: Run, ticket: int) -> None:
                 job.meter.parts[run.start], job.last_at = run.at - run.start, time.monotonic()
             job.traffic.came(len(chunk))
             floor.came(len(chunk))
-            if job.traffic.pause(len(chunk), job.stop):
+            if run.stands_aside and job.traffic.pause(len(chunk), lambda: job.is_at(run, ticket)):
                 floor = _Floor(job)
 
 

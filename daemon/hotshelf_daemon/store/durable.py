@@ -19,7 +19,6 @@ READ_ONLY_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 MODEST = 5
 _RENAME_NOREPLACE = 1
 _SYNC_FILE_RANGE_WRITE = 2
-_SYNC_FILE_RANGE_AND_WAIT = 1 | 2 | 4
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -93,19 +92,17 @@ def be_modest() -> None:
 
 def start_writeback(fd: int, start: int, stop: int) -> None:
     """Begins to write these bytes to the disk, without waiting and without any promise: only `seal` gives one."""
-    _sync_range(fd, start, stop, _SYNC_FILE_RANGE_WRITE)
+    with contextlib.suppress(AttributeError):  # no such call in this C library
+        _libc.sync_file_range(fd, ctypes.c_int64(start), ctypes.c_int64(stop - start), _SYNC_FILE_RANGE_WRITE)
 
 
 def forget_pages(fd: int, start: int, stop: int) -> None:
-    """Takes these bytes out of the page cache, once they are with the disk: others' need the room more."""
-    _sync_range(fd, start, stop, _SYNC_FILE_RANGE_AND_WAIT)
+    """Takes out of the page cache what of these bytes is with the disk by now: others' pages need the room more.
+
+    It must not wait for the disk: whoever waits is told of its errors, and the fsync that counts would then say nothing.
+    """
     with contextlib.suppress(OSError):  # a hint, and nothing more
         os.posix_fadvise(fd, start, stop - start, os.POSIX_FADV_DONTNEED)
-
-
-def _sync_range(fd: int, start: int, stop: int, flags: int) -> None:
-    with contextlib.suppress(AttributeError):  # no such call in this C library
-        _libc.sync_file_range(fd, ctypes.c_int64(start), ctypes.c_int64(stop - start), flags)
 
 
 def rename_new(from_folder: int, name: str, to_folder: int, new_name: str) -> None:
