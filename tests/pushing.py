@@ -63,14 +63,16 @@ class Big:
                 client.upload_part(Bucket=BUCKET, Key=self.key, UploadId=upload, PartNumber=number, Body=data)
         return upload
 
-    def unfinished(self) -> dict[str, set[int]]:
-        """Uploads of the blob that are open: which parts each holds."""
+    def unfinished(self, *, whole: bool = False) -> dict[str, set[int]]:
+        """Uploads of the blob that are open: which parts each holds, or holds `whole`: SeaweedFS keeps what was cut off too."""
         with self.origin.client() as client:
             uploads = client.list_multipart_uploads(Bucket=BUCKET, Prefix=self.key).get("Uploads", [])
             ids = [one["UploadId"] for one in uploads if one["Key"] == self.key]
             return {
                 one: {
-                    part["PartNumber"] for part in client.list_parts(Bucket=BUCKET, Key=self.key, UploadId=one).get("Parts", [])
+                    part["PartNumber"]
+                    for part in client.list_parts(Bucket=BUCKET, Key=self.key, UploadId=one).get("Parts", [])
+                    if not whole or part["Size"] == len(self.part(part["PartNumber"]))
                 }
                 for one in ids
             }

@@ -43,7 +43,7 @@ def test_a_push_that_was_killed_half_way_is_gone_on_with_by_the_next_which_sends
         dam.open()
         recorder.stop()
         recorder.start()
-        ((upload, there),) = big.unfinished().items()
+        ((upload, there),) = big.unfinished(whole=True).items()
         assert len(there) == THROUGH
         assert big.names() == set()
         recorder.reset()

@@ -336,7 +336,7 @@ def test_publishing_what_was_built_stops_amid_the_parts_and_goes_on_there(big: B
         go(stop)
     stopper.join()
     assert big.names() == set()
-    (there,) = big.unfinished().values()
+    (there,) = big.unfinished(whole=True).values()
     assert 2 <= len(there) < big.count
     recorder.reset()
     assert go(threading.Event())
