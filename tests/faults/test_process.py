@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -148,13 +149,26 @@ def squeezed(group: pathlib.Path, pid: int) -> bool:
 # ---- the crowd
 
 
+@contextlib.contextmanager
+def inside(daemon: Daemon) -> Iterator[None]:
+    """A connection that was let in, and stays."""
+    with contextlib.closing(UnixConnection(daemon.socket)) as connection:
+
+        def let_in() -> bool:
+            connection.request("GET", "/v1/health")
+            response = connection.getresponse()
+            response.read()
+            return response.status == 200
+
+        wait_until(let_in)
+        yield
+
+
 def test_more_connections_than_allowed_are_shed_and_the_others_served(start: MakeDaemon) -> None:
     daemon = start(max_connections=20)
     with contextlib.ExitStack() as idle:
         for _ in range(20):
-            connection = idle.enter_context(socket.socket(socket.AF_UNIX))
-            connection.connect(str(daemon.socket))
-        wait_until(lambda: daemon.call("GET", "/v1/health").status == 503)
+            idle.enter_context(inside(daemon))
         reply = daemon.acquire("s3://weights/m")
         problem = refused(reply, "daemon_unavailable")
         assert problem["retryable"]
@@ -163,6 +177,17 @@ def test_more_connections_than_allowed_are_shed_and_the_others_served(start: Mak
         idle.pop_all().close()
     with hotshelf.Client(socket=str(daemon.socket), store=str(daemon.store)).acquire("s3://weights/m") as lease:
         assert objects.read(lease.path) == TREE
+
+
+def test_a_client_that_was_turned_away_before_it_asked_can_still_read_why(start: MakeDaemon) -> None:
+    daemon = start(max_connections=1)
+    with inside(daemon), contextlib.closing(UnixConnection(daemon.socket)) as late:
+        late.connect()
+        answered = select.poll()
+        answered.register(late.sock, select.POLLRDHUP)
+        assert answered.poll(30_000)  # all that will be said was said before the question
+        late.request("POST", "/v1/leases", json.dumps({"source": "s3://weights/m"}), {"Content-Type": "application/json"})
+        assert late.getresponse().status == 503
 
 
 def test_a_thousand_idle_connections_keep_nobody_from_being_served(start: MakeDaemon) -> None:
