@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from awscrt.checksums import crc64nvme
 
 from hotshelf_daemon.config.settings import FetchSettings
 from hotshelf_daemon.ingest.frontier import BEHIND_BYTES, Frontier
@@ -58,7 +59,7 @@ def test_pages_are_let_go_behind_the_hash_while_a_file_arrives(tmp_path: pathlib
         assert frontier.own(at)
         frontier.feed(piece)
         frontier.disown()
-        frontier.arrived(at, at + len(piece))
+        frontier.arrived(at, at + len(piece), crc64nvme(piece))
         os.fsync(fd)  # only what is with the disk can be let go
         frontier.let_go()
     os.close(fd)

@@ -81,8 +81,9 @@ def test_segments_in_any_order_give_the_digest_of_the_whole(fd: int, seed: int) 
         if owns:
             frontier.feed(memoryview(DATA)[start:stop])
             frontier.disown()
-        frontier.arrived(start, stop)
+        frontier.arrived(start, stop, crc64nvme(DATA[start:stop]))
     assert frontier.digest() == Digest.of(DATA)
+    assert frontier.crc64nvme() == crc64nvme(DATA)
 
 
 def test_only_one_thread_owns_the_hash_and_only_at_the_frontier(fd: int) -> None:
@@ -98,9 +99,11 @@ def test_only_one_thread_owns_the_hash_and_only_at_the_frontier(fd: int) -> None
 
 def test_a_digest_is_never_given_for_a_part(fd: int) -> None:
     frontier = Frontier(fd, len(DATA))
-    frontier.arrived(0, 100)
-    with pytest.raises(AssertionError):
-        frontier.digest()
+    frontier.arrived(0, 100, crc64nvme(DATA[:100]))
+    frontier.arrived(200, len(DATA), crc64nvme(DATA[200:]))
+    for whole in (frontier.digest, frontier.crc64nvme):
+        with pytest.raises(AssertionError):
+            whole()
 
 
 @pytest.mark.parametrize("threads", [1, 4])

@@ -5,10 +5,13 @@ A case spoils the answers of a scripted origin; `code` is what the caller must b
 
 from __future__ import annotations
 
+import base64
 import gzip
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from awscrt.checksums import crc64nvme
 
 from tests.faults.scripted_origin import Ask, Reply, Spoil, error
 
@@ -90,6 +93,18 @@ def whole(_ask: Ask, reply: Reply) -> None:
     reply.headers["Content-Range"] = None
 
 
+def asked_for_checksum(spoil: Spoil) -> Spoil:
+    def spoiled(ask: Ask, reply: Reply) -> None:
+        if ask.headers.get("x-amz-checksum-mode") == "ENABLED":
+            spoil(ask, reply)
+
+    return spoiled
+
+
+def right_crc64(_ask: Ask, reply: Reply) -> None:
+    reply.headers["x-amz-checksum-crc64nvme"] = base64.b64encode(crc64nvme(reply.body).to_bytes(8, "big")).decode()
+
+
 def flip(data: bytes) -> bytes:
     return data[:-1] + bytes([data[-1] ^ 1]) if data else data
 
@@ -118,6 +133,7 @@ def longer_total(_ask: Ask, reply: Reply) -> None:
 NO_LENGTH = header("Content-Length", None)
 PROXY_PAGE = b"<html><body>Proxy Authentication Required</body></html>"
 PARTS = (RANGED, RESUMED)
+WRONG_CRC64 = header("x-amz-checksum-crc64nvme", "AAAAAAAAAAA=")
 
 CASES = (
     Case(3, "forbidden", refuse(403, "AccessDenied"), "access_denied", "shelf-key", retryable=False, most_asks=3),
@@ -155,6 +171,11 @@ CASES = (
     Case(16, "checksum of the whole on a part", header("x-amz-checksum-crc32c", "AAAAAA=="), None, shapes=PARTS),
     Case(16, "checksum of parts", header("x-amz-checksum-crc32c", "AAAAAA==-3"), None, shapes=(SINGLE,)),
     Case(16, "checksum that is none", header("x-amz-checksum-crc32c", "§"), None, shapes=(SINGLE,)),
+    Case(16, "right crc64 of all", right_crc64, None, on="HEAD", shapes=PARTS),
+    Case(16, "wrong crc64 of all", WRONG_CRC64, "integrity_error", "CRC-64", on="HEAD", shapes=PARTS),
+    Case(16, "crc64 of all that is none", header("x-amz-checksum-crc64nvme", "AAAA-3"), None, on="HEAD", shapes=PARTS),
+    Case(16, "published, so no crc64 is asked for", WRONG_CRC64, None, on="HEAD", shapes=PARTS, published=True),
+    Case(16, "no crc64 for those who ask", asked_for_checksum(refuse(400, "InvalidRequest")), None, on="HEAD", shapes=PARTS),
     Case(17, "gzip", gzipped, "integrity_error", "gzip"),
     Case(17, "bomb", bomb, "integrity_error", "deflate"),
     Case(18, "an error in a 200", body(lambda _data: error("InternalError")), "integrity_error", "bytes"),

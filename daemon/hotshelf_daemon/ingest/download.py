@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,16 +19,17 @@ from hotshelf_daemon.index.ingests import IngestRow, SegmentRow
 from hotshelf_daemon.ingest import segment
 from hotshelf_daemon.ingest.frontier import Frontier
 from hotshelf_daemon.ingest.lanes import Lanes
-from hotshelf_daemon.ingest.pacing import Rate
+from hotshelf_daemon.ingest.pacing import Pace, Rate
 from hotshelf_daemon.ingest.segment import Job, Meter, Run
 from hotshelf_daemon.objects import OriginObject
-from hotshelf_daemon.origin import Origin
+from hotshelf_daemon.origin import Corrupted, Origin
 from hotshelf_daemon.plan import Cut
 from hotshelf_daemon.policy import reason_by_bytes
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import blobs as files
 from hotshelf_daemon.store import durable
 from hotshelf_shared.digest import Digest
+from hotshelf_shared.errors import HotshelfError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -37,9 +37,7 @@ T = TypeVar("T")
 SPARE_THREADS = 4
 #: Up to this size a file is brought by one thread in one go.
 SMALL_BYTES = 1 << 20
-#: In the tail a run is slow when for so long it brings less than this share of what is usual; so many requests are spared.
-SLOW_S = 1.0
-SLOW_SHARE = 0.1
+#: How many requests a run of the tail may be overtaken by.
 SPARE_REQUESTS = 2
 #: How often what stands aside for demand looks whether it may go on, seconds.
 LOOK_S = 0.25
@@ -83,11 +81,14 @@ class Downloads:
             return await self._in_one_go(task)
         fd, resumed = await self._opened(task.row)
         job, began = self._job(task, fd), time.monotonic()
+        asked = asyncio.create_task(self._kept_there(job, task))
         try:
             done = await self._trusted(job, task.row) if resumed else []
             await self._fetch_all(job, task, done)
-            judged = await self._in_thread(job, lambda: self._judged(job, task.row))
+            kept_there = await asked
+            judged = await self._in_thread(job, lambda: self._judged(job, task.row, kept_there))
         except BaseException:
+            asked.cancel()
             await _through(job.halt)  # threads may still be at it
             os.close(fd)
             raise
@@ -118,7 +119,7 @@ class Downloads:
             if task.row.size:
                 segment.fetch(job, 0, task.row.size)
             with job.touching():
-                return self._judged(job, task.row)
+                return self._judged(job, task.row, None)
 
         try:
             async with self._lanes.take(task.origin.label, task.is_prefetch):
@@ -129,7 +130,9 @@ class Downloads:
                 os.close(job.fd)
             raise
 
-    def _judged(self, job: Job, row: IngestRow) -> Downloaded:
+    def _judged(self, job: Job, row: IngestRow, kept_there: int | None) -> Downloaded:
+        if kept_there not in (None, job.frontier.crc64nvme()):
+            raise Corrupted(f"the bytes of {job.object.key} do not match the CRC-64/NVME that {job.origin.label} keeps of them")
         return Downloaded(job.fd, job.frontier.digest(), reason_by_bytes(job.fd, row.size))
 
     async def seal(self, fd: int, *, keep: bool) -> None:
@@ -178,12 +181,20 @@ class Downloads:
         except BaseExceptionGroup as failures:
             raise first_failure(failures) from failures
 
+    async def _kept_there(self, job: Job, task: Task) -> int | None:
+        """What the origin says all the bytes come to, where no manifest says it better. Not to know is no failure."""
+        if task.row.expected is not None or not task.object.version:
+            return None
+        with contextlib.suppress(HotshelfError):
+            return await self._in_thread(job, lambda: task.origin.checksum(task.object), wait=False)
+        return None
+
     async def _carried(self, job: Job, run: Run, is_tail: Callable[[], bool]) -> int:
         """The run's checksum when it is through. In the tail, where all wait for the last ones, a slow one is taken over.
 
         By a new request that goes on where the old one stands, whose thread may sit in its read for as long as it likes.
         """
-        pace, spares = _Pace(job, run), 0 if job.loose or run.stands_aside else SPARE_REQUESTS
+        pace, spares = Pace(job, run), 0 if job.loose or run.stands_aside else SPARE_REQUESTS
         while True:
             carry = partial(segment.carry, job, run, run.ticket)
             work = asyncio.create_task(self._in_thread(job, carry, wait=False))
@@ -212,7 +223,7 @@ class Downloads:
             kept = []
             for found in rows:
                 if not job.stop.is_set() and segment.checksum(job.fd, found.start, found.stop) == found.crc:
-                    job.frontier.arrived(found.start, found.stop)
+                    job.frontier.arrived(found.start, found.stop, found.crc)
                     kept.append(found)
             return kept
 
@@ -231,29 +242,6 @@ class Downloads:
             if wait:
                 await asyncio.wait([future])
             raise
-
-
-class _Pace:
-    """How fast one run comes, beside what a connection of this file brings on the average."""
-
-    def __init__(self, job: Job, run: Run) -> None:
-        self._job, self._run = job, run
-        self._began = self._since = time.monotonic()
-        self._at = run.at
-
-    @property
-    def age_s(self) -> float:
-        return time.monotonic() - self._began
-
-    def is_slow(self) -> bool:
-        """Whether the last moments brought next to nothing of what is usual. Asked now and then."""
-        now = time.monotonic()
-        if not self._run.is_asking:  # its thread has not begun, or the origin has told it to wait
-            self._since, self._at = now, self._run.at
-        if (passed := now - self._since) < SLOW_S:
-            return False
-        rate, self._since, self._at = (self._run.at - self._at) / passed, now, self._run.at
-        return bool(self._job.rates) and rate < SLOW_SHARE * statistics.median(self._job.rates)
 
 
 class _Traffic:

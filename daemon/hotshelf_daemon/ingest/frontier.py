@@ -1,4 +1,5 @@
-"""sha256 of a file that arrives in segments: hashed in order, behind the contiguous frontier, while it arrives.
+"""sha256 of a file that arrives in segments: hashed in order, behind the contiguous frontier, while it arrives. And its
+CRC-64/NVME, which origins keep: that is put together from the segments' own.
 
 The thread that writes at the frontier hashes from its buffer; what arrived out of order is read back from the page
 cache by whoever closes the gap. Invariant: at most one thread owns the hash at a time.
@@ -10,12 +11,12 @@ import hashlib
 import os
 import threading
 
+from awscrt.checksums import combine_crc64nvme
+
 from hotshelf_daemon.store import durable
 from hotshelf_shared.digest import Digest
 
 READ_BYTES = 256 << 10
-
-
 #: How far behind the hash pages are let go, where they are not to be kept: writing them must not hold up the hash.
 BEHIND_BYTES = 64 << 20
 
@@ -31,6 +32,7 @@ class Frontier:
         self._hash = hashlib.sha256()
         self._at = 0
         self._arrived: dict[int, int] = {}
+        self._sums: dict[int, tuple[int, int]] = {}
         self._owned = False
         self._lock = threading.Lock()
 
@@ -51,10 +53,11 @@ class Frontier:
         with self._lock:
             self._owned = False
 
-    def arrived(self, start: int, stop: int) -> None:
-        """[start, stop) is in the file: hashes whatever is contiguous by now, unless another thread is at it."""
+    def arrived(self, start: int, stop: int, crc: int) -> None:
+        """[start, stop) is in the file, with this CRC-64/NVME. Hashes what is contiguous, unless another thread is at it."""
         with self._lock:
             self._arrived[start] = stop
+            self._sums[start] = (stop, crc)
             if self._owned:
                 return
             self._owned = True
@@ -98,3 +101,14 @@ class Frontier:
         if self._at != self._size:
             raise AssertionError(f"hashed {self._at} of {self._size} bytes")
         return Digest.from_hex(self._hash.hexdigest())
+
+    def crc64nvme(self) -> int:
+        """Of the whole file, when every segment has arrived."""
+        at = whole = 0
+        for start, (stop, crc) in sorted(self._sums.items()):
+            if start != at:
+                break
+            whole, at = combine_crc64nvme(whole, crc, stop - start), stop
+        if at != self._size:
+            raise AssertionError(f"segments reach {at} of {self._size} bytes")
+        return whole

@@ -1,14 +1,18 @@
 """How many connections an origin is worth, and how fast bytes that nobody waits for may come: decided, not done.
 
-`Climb` is told what each moment brought and says how many connections to keep. `Rate` says how long to wait.
+`Climb` is told what each moment brought and says how many connections to keep. `Rate` says how long to wait, and `Pace`
+when a request is not worth waiting for any longer.
 """
 
 from __future__ import annotations
 
+import statistics
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from hotshelf_daemon.ingest.segment import Job, Run
 
 #: Connections to begin with: enough for most origins, few enough for any.
 FIRST = 8
@@ -18,6 +22,9 @@ GAIN = 1.1
 FALL = 0.6
 #: Moments between two looks at whether more would help by now.
 PATIENCE = 40
+#: In the tail a run is slow when for so long it brings less than this share of what is usual.
+SLOW_S = 1.0
+SLOW_SHARE = 0.1
 #: One refusal seldom comes alone: those of one moment are one. Seconds, as is what is waited until climbing again.
 REFUSALS_S = 1.0
 CALM_S = 5.0
@@ -89,3 +96,26 @@ class Rate:
             now = self._now()
             self._due = max(self._due, now - self._burst_s) + count / self._rate
             return max(0.0, self._due - now)
+
+
+class Pace:
+    """How fast one run comes, beside what a connection of this file brings on the average."""
+
+    def __init__(self, job: Job, run: Run) -> None:
+        self._job, self._run = job, run
+        self._began = self._since = time.monotonic()
+        self._at = run.at
+
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self._began
+
+    def is_slow(self) -> bool:
+        """Whether the last moments brought next to nothing of what is usual. Asked now and then."""
+        now = time.monotonic()
+        if not self._run.is_asking:  # its thread has not begun, or the origin has told it to wait
+            self._since, self._at = now, self._run.at
+        if (passed := now - self._since) < SLOW_S:
+            return False
+        rate, self._since, self._at = (self._run.at - self._at) / passed, now, self._run.at
+        return bool(self._job.rates) and rate < SLOW_SHARE * statistics.median(self._job.rates)

@@ -197,7 +197,7 @@ def carry(job: Job, run: Run, ticket: int) -> int:
         job.give_up_hash(run, ticket)
     with job.touching(run, ticket):
         start_writeback(job.fd, run.start, run.stop)  # so that the disk has less to do when all has arrived
-        job.frontier.arrived(run.start, run.stop)
+        job.frontier.arrived(run.start, run.stop, run.crc)
         job.frontier.let_go()
     return run.crc
 

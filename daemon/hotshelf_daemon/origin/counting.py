@@ -35,6 +35,9 @@ class Counting:
     def head(self, key: str) -> OriginObject | None:
         return self._counted(lambda: self._origin.head(key))
 
+    def checksum(self, obj: OriginObject) -> int | None:
+        return self._counted(lambda: self._origin.checksum(obj))
+
     def list(self, folder: str) -> Iterator[OriginObject]:
         return iter(self._counted(lambda: [*self._origin.list(folder)]))
 

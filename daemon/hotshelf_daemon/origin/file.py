@@ -50,6 +50,9 @@ class FileOrigin:
         finally:
             os.close(fd)
 
+    def checksum(self, _obj: OriginObject) -> int | None:
+        return None
+
     def list(self, folder: str) -> Iterator[OriginObject]:
         for at, folders, names in os.walk(f"/{folder}", onerror=_raise_unless_gone):
             folders.sort()

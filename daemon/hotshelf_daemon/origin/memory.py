@@ -23,18 +23,26 @@ class _Bytes:
 
 
 class MemoryOrigin:
-    """`objects` maps key → bytes and may be changed at any time; `requests` is a list of (verb, key, start, stop)."""
+    """`objects` maps key → bytes, `checksums` key → CRC-64/NVME; both may be changed at any time.
+
+    `requests` is a list of (verb, key, start, stop).
+    """
 
     def __init__(self, name: str = "memory://test", label: str = "memory") -> None:
         self.name = name
         self.label = label
         self.offline = False
         self.objects: dict[str, bytes] = {}
+        self.checksums: dict[str, int] = {}
         self.requests: list[tuple[str, str, int, int]] = []
 
     def head(self, key: str) -> OriginObject | None:
         self._ask("head", key)
         return self._object(key) if key in self.objects else None
+
+    def checksum(self, obj: OriginObject) -> int | None:
+        self._ask("checksum", obj.key)
+        return self.checksums.get(obj.key)
 
     def list(self, folder: str) -> Iterator[OriginObject]:
         self._ask("list", folder)

@@ -53,6 +53,10 @@ class Origin(Protocol):
         """The object under exactly this key; None when there is none."""
         ...
 
+    def checksum(self, obj: OriginObject) -> int | None:
+        """The CRC-64/NVME that it keeps of all bytes of exactly this version; None when it keeps none."""
+        ...
+
     def list(self, folder: str) -> Iterator[OriginObject]:
         """Every object below `folder` ("" is all of the bucket), whatever its depth; never the folder's own marker."""
         ...

@@ -22,6 +22,7 @@ from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutE
 
 from hotshelf_daemon.config import OriginSettings, Settings
 from hotshelf_daemon.objects import OriginObject
+from hotshelf_daemon.origin import s3_body
 from hotshelf_daemon.origin.guard import guarded
 from hotshelf_daemon.origin.port import Body, Changed, Misanswered
 from hotshelf_daemon.origin.s3_body import Promise, StreamedBody
@@ -102,6 +103,12 @@ class S3Origin:
                 raise
             where = f"s3://{self._bucket}/{key}"
             return OriginObject(key, int(answer["ContentLength"]), _version(answer.get("ETag", ""), where))
+
+    def checksum(self, obj: OriginObject) -> int | None:
+        asked: Any = {"Key": obj.key, "IfMatch": obj.version, "ChecksumMode": "ENABLED"}
+        with translated(self.label, self._principal, f"s3://{self._bucket}/{obj.key}"):
+            answer = self._ask(lambda client: client.head_object(Bucket=self._bucket, **asked))
+        return s3_body.kept_of_all(answer["ResponseMetadata"].get("HTTPHeaders", {}))
 
     def list(self, folder: str) -> Iterator[OriginObject]:
         below = f"{folder}/" if folder else ""

@@ -49,6 +49,15 @@ class Promise:
             raise Corrupted(f"the bytes do not match the {self._name} they came with")
 
 
+def kept_of_all(headers: dict[str, str]) -> int | None:
+    """The CRC-64/NVME of a whole object, if the service tells one that can be read."""
+    try:
+        data = base64.b64decode(headers.get("x-amz-checksum-crc64nvme", ""), validate=True)
+    except ValueError:
+        return None
+    return int.from_bytes(data, "big") if len(data) == 8 else None
+
+
 class StreamedBody:
     """A streaming body whose own errors are translated, and only those: the reader's disk errors are not the origin's."""
 

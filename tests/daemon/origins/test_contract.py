@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
+from awscrt.checksums import crc64nvme
 
 from hotshelf_daemon.origin import Changed, Origin
 from hotshelf_shared.errors import IntegrityError, OriginUnavailable
@@ -138,6 +139,11 @@ def test_a_small_object_is_read_whole_up_to_its_limit(world: World) -> None:
 def test_a_folder_read_as_an_object_is_none(world: World) -> None:
     world.put({"m/a": b"1"})
     assert world.origin.read(f"{world.base}m", 5) is None
+
+
+def test_a_checksum_of_all_bytes_is_right_where_there_is_one(world: World) -> None:
+    world.put({"a": b"weights" * 1_000})
+    assert world.origin.checksum(world.found("a")) in (None, crc64nvme(b"weights" * 1_000))
 
 
 def test_an_origin_that_does_not_answer_is_unavailable_and_worth_a_retry(world: World) -> None:

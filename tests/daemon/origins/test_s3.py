@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
+from awscrt.checksums import crc64nvme
 
 from hotshelf_daemon.config import Settings
 from hotshelf_daemon.config.settings import OriginSettings
@@ -81,6 +83,17 @@ def test_a_session_token_is_sent(moto: Moto, bucket: str) -> None:
     with Recorder(moto.endpoint_url) as recorder:
         s3_origin(moto, bucket, session_token="the-token", endpoint_url=recorder.endpoint_url).head("none")
         assert recorder.requests[-1].headers["x-amz-security-token"] == "the-token"
+
+
+def test_the_checksum_that_the_service_keeps_is_told(moto: Moto, bucket: str, prefix: str) -> None:
+    with moto.client() as client:
+        client.put_object(Bucket=bucket, Key=f"{prefix}/a", Body=b"weights", ChecksumAlgorithm="CRC64NVME")
+    origin = s3_origin(moto, bucket)
+    seen = origin.head(f"{prefix}/a")
+    assert seen is not None
+    assert origin.checksum(seen) == crc64nvme(b"weights")
+    with pytest.raises(Changed):
+        origin.checksum(dataclasses.replace(seen, version='"another"'))
 
 
 def test_a_missing_bucket_is_not_found(seaweedfs: SeaweedFS) -> None:
