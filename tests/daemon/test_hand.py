@@ -23,10 +23,10 @@ class Gate:
     def __init__(self, real: Callable[..., Any]) -> None:
         self._real, self.reached, self.open = real, threading.Event(), threading.Event()
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **named: Any) -> Any:
         self.reached.set()
         assert self.open.wait(20)
-        return self._real(*args)
+        return self._real(*args, **named)
 
 
 async def cancelled(task: asyncio.Task[Any]) -> None:
