@@ -12,21 +12,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import pathlib
-import platform
 import statistics
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from tests.bench import ours, peers, workloads
+from tests.bench import ours, peers, results, workloads
 from tests.bench.peers import PEERS, Took
+from tests.bench.results import spread
 from tests.servers.nginx import Nginx
 from tests.servers.seaweedfs import SeaweedFS
 
-RESULTS = pathlib.Path(__file__).parent / "results"
 OURS = "hotshelf"
 
 
@@ -96,12 +94,6 @@ def summary(taken: list[Took], by_us: list[Took], size: int) -> dict[str, Any]:
     }
 
 
-def spread(values: list[float]) -> list[float]:
-    """Median and quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    return [round(value, 3) for value in (middle, low, high)]
-
-
 def show(name: str, found: dict[str, Any]) -> None:
     print(f"{name}: {found['bytes'] / 1e9:.2f} GB, {found['rounds']} rounds (median [quartiles])")
     for peer, one in sorted(found["peers"].items(), key=lambda item: -item[1]["GB/s verified"]):
@@ -120,15 +112,14 @@ def main() -> None:
     parser.add_argument("--signed", action="store_true", help="SeaweedFS instead of nginx")
     given = parser.parse_args()
     names, contestants = given.workloads.split(","), [OURS, *given.peers.split(",")]
-    results: dict[str, Any] = {"machine": f"{platform.processor() or platform.machine()}, Linux {platform.release()}"}
+    measured: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="hsb-") as made:
         folder = pathlib.Path(made)
         with (seaweedfs if given.signed else nginx)(folder, names) as origin:
             for name in names:
-                results[name] = compare(folder, origin, name, contestants, given.rounds)
-                show(name, results[name])
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"fetch{'-signed' if given.signed else ''}.json").write_text(json.dumps(results, indent=1) + "\n")
+                measured[name] = compare(folder, origin, name, contestants, given.rounds)
+                show(name, measured[name])
+    results.save(f"fetch{'-signed' if given.signed else ''}", measured)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,14 @@
 1. 60 MB/s a connection, 30 ms to the first byte, 1 GiB: beside what that makes at best, and beside fixed connections.
 2. 300 MB/s over all connections, 2 GiB: how long after the last byte the digest is known, and the file ready.
 3. 32 processes that want one cold snapshot: bytes at the origin, and the time between the first and the last answer.
+4. Killed with -9 when half of a 1 GiB file has come: what is fetched again.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import http.client
 import json
 import math
 import pathlib
@@ -17,14 +20,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from typing import Any
 
-from tests.bench import ours, workloads
+from tests.bench import ours, results, workloads
 from tests.daemon_process import Daemon
 from tests.servers.nginx import Nginx
 from tests.servers.paced import Paced
 from tests.servers.recorder import Recorder
+from tests.waiting import wait_until
 
 FIRST_BYTE_S, RATE, SEGMENT = 0.03, 60e6, 16 << 20
 _WORKER = "import sys, time, hotshelf; sys.stdin.readline(); lease = hotshelf.acquire(sys.argv[1]); print(time.time())"
@@ -44,7 +49,7 @@ def fetched(daemon: Daemon) -> dict[str, Any]:
     return found
 
 
-def slow_connections(folder: pathlib.Path, rounds: int) -> None:
+def slow_connections(folder: pathlib.Path, rounds: int) -> dict[str, Any]:
     with Paced(folder / "slow", first_byte_s=FIRST_BYTE_S, connection_rate=RATE) as origin:
         published = workloads.publish("limited", origin.root)
         took: dict[int, list[float]] = {}
@@ -63,9 +68,10 @@ def slow_connections(folder: pathlib.Path, rounds: int) -> None:
         print(f"  {name}: {seconds:.2f} s, {rate:.0f} MB/s; best for {connections} is {best:.2f} s: {best / seconds:.2f}")
     fixed = min(statistics.median(times) for most, times in took.items() if most)
     print(f"  best fixed / ours: {fixed / statistics.median(took[0]):.2f} (target 0.9)")
+    return {"seconds by connections (0: adaptive)": took, "best fixed / adaptive": fixed / statistics.median(took[0])}
 
 
-def verdicts(folder: pathlib.Path, rounds: int) -> None:
+def verdicts(folder: pathlib.Path, rounds: int) -> dict[str, Any]:
     with Paced(folder / "steady", total_rate=300e6) as origin:
         published = workloads.publish("one", origin.root)
         found = []
@@ -76,9 +82,10 @@ def verdicts(folder: pathlib.Path, rounds: int) -> None:
     verdict, whole, arrived = (statistics.median(column) for column in zip(*found, strict=True))
     print(f"  digest known {verdict:.0f} ms after the last byte ({sorted(round(one[0]) for one in found)}; target 50);"
           f" last byte after {arrived:.2f} s, ready after {whole:.2f} s")  # fmt: skip
+    return {"verdict ms": [one[0] for one in found], "ready s": whole, "last byte s": arrived}
 
 
-def herd(folder: pathlib.Path, rounds: int, count: int = 32) -> None:
+def herd(folder: pathlib.Path, rounds: int, count: int = 32) -> dict[str, Any]:
     spreads, shares = [], []
     with Nginx(folder / "nginx") as origin, Recorder(origin.endpoint_url) as recorder:
         published = workloads.publish("herd", origin.root)
@@ -100,6 +107,32 @@ def herd(folder: pathlib.Path, rounds: int, count: int = 32) -> None:
             shares.append((recorder.bytes_for("herd/blobs") - before) / published.bytes)
     print(f"  bytes at the origin / size: {statistics.median(shares):.2f}; first to last answer: median"
           f" {1e3 * statistics.median(spreads):.0f} ms, {[round(1e3 * one) for one in spreads]} (target 50)")  # fmt: skip
+    return {"bytes at the origin / size": shares, "first to last answer s": spreads}
+
+
+def resumed(folder: pathlib.Path, rounds: int) -> dict[str, Any]:
+    again = []
+    with Nginx(folder / "nginx") as origin, Recorder(origin.endpoint_url) as recorder:
+        published = workloads.publish("limited", origin.root)
+        for _ in range(rounds):
+            before = recorder.bytes_for("limited/blobs")
+            with ours.fresh(folder / "d", recorder.endpoint_url) as daemon:
+                recorder.limit_rate(200e6)
+                threading.Thread(target=lambda: broken_off(daemon, published.source)).start()
+                wait_until(lambda: recorder.bytes_for("limited/blobs") - before >= published.bytes / 2, every_s=0.002)  # noqa: B023
+                daemon.kill9()
+                recorder.limit_rate(None)
+                daemon.start()
+                acquire(daemon, published.source)
+            again.append(recorder.bytes_for("limited/blobs") - before - published.bytes)
+    most = max(again) / SEGMENT
+    print(f"  fetched twice: {[f'{one / SEGMENT:.1f}' for one in again]} segments, {most:.1f} at most (16 may be in flight)")
+    return {"segments fetched twice": [one / SEGMENT for one in again]}
+
+
+def broken_off(daemon: Daemon, source: str) -> None:
+    with contextlib.suppress(OSError, http.client.HTTPException):  # the daemon is killed under it: that is the point
+        daemon.acquire(source)
 
 
 def main() -> None:
@@ -109,11 +142,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="hsb-") as made:
         folder = pathlib.Path(made)
         print(f"an origin of {RATE / 1e6:g} MB/s a connection, {FIRST_BYTE_S * 1e3:g} ms to the first byte:")
-        slow_connections(folder, given.rounds)
+        measured = {"slow connections": slow_connections(folder / "1", given.rounds)}
         print("an origin of 300 MB/s:")
-        verdicts(folder, given.rounds)
+        measured["verdict"] = verdicts(folder / "2", given.rounds)
         print("32 processes, one cold snapshot:")
-        herd(folder, given.rounds)
+        measured["herd"] = herd(folder / "3", given.rounds)
+        print("killed half-way:")
+        measured["resume"] = resumed(folder / "4", given.rounds)
+    results.save("limited", measured)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from tests import objects
-from tests.bench import ours, workloads
+from tests.bench import ours, results, workloads
 from tests.daemon_process import Daemon, UnixConnection
 from tests.servers.nginx import Nginx
 
@@ -83,12 +84,15 @@ def main() -> None:
         big = workloads.publish("one", origin.root)
         rounds = [one_round(folder, origin, big.source) for _ in range(given.rounds)]
     idle_times, loaded_times, took = zip(*rounds, strict=True)
+    measured: dict[str, Any] = {"rounds": given.rounds, "GB/s": big.bytes / 1e9 / statistics.median(took)}
     for share in (0.5, 0.99):
         idle, loaded = ([quantile(times, share) for times in column] for column in (idle_times, loaded_times))
         ratios = sorted(under / alone for alone, under in zip(idle, loaded, strict=True))
         print(f"p{share * 100:g}: idle {_ms(idle)}, under a download {_ms(loaded)};"
               f" ratio: median {statistics.median(ratios):.2f}, from {ratios[0]:.2f} to {ratios[-1]:.2f}")  # fmt: skip
-    print(f"the download: {big.bytes / 1e9 / statistics.median(took):.2f} GB/s")
+        measured[f"p{share * 100:g}"] = {"idle s": idle, "under a download s": loaded, "ratio": results.spread(ratios)}
+    print(f"the download: {measured['GB/s']:.2f} GB/s")
+    results.save("load", measured)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tests.bench.fetch import OURS, RESULTS
+from tests.bench.fetch import OURS
+from tests.bench.results import FOLDER
 
 #: Names of workloads as a reader wants them.
 TITLES = {
@@ -41,4 +42,4 @@ def draw(results: dict[str, Any], path: str) -> None:
 
 
 if __name__ == "__main__":
-    draw(json.loads((RESULTS / "fetch.json").read_text()), str(RESULTS / "fetch.png"))
+    draw(json.loads((FOLDER / "fetch.json").read_text()), str(FOLDER / "fetch.png"))
