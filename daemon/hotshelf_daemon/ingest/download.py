@@ -72,6 +72,7 @@ class Downloads:
         self._lanes = Lanes(self._fetch.connections, settings.connections_of)
         self._rate = Rate(settings.prefetch.max_rate)
         self._threads = ThreadPoolExecutor(SPARE_THREADS * self._fetch.connections, "fetch", initializer=durable.be_modest)
+        self._hashing = ThreadPoolExecutor(os.cpu_count() or 1, "hash")
 
     async def download(self, task: Task) -> Downloaded:
         """Raises what the origin's port does, and InsufficientSpace; then the file is closed and keeps what it has."""
@@ -86,7 +87,8 @@ class Downloads:
             done = await self._trusted(job, task.row) if resumed else []
             await self._fetch_all(job, task, done)
             kept_there = await asked
-            judged = await self._in_thread(job, lambda: self._judged(job, task.row, kept_there))
+            judging = partial(self._judged, job, task.row, kept_there)
+            judged = await self._in_thread(job, judging, self._hashing)  # behind the hashing that is under way
         except BaseException:
             asked.cancel()
             await _through(job.halt)  # threads may still be at it
@@ -149,7 +151,7 @@ class Downloads:
             task.origin,
             task.object,
             fd,
-            Frontier(fd, task.row.size, keep=task.keep),
+            Frontier(fd, task.row.size, keep=task.keep, aside=self._hashing.submit),
             task.meter,
             self._fetch.attempts,
             traffic=_Traffic(self._lanes, self._rate, task),
@@ -231,9 +233,11 @@ class Downloads:
         job.meter.kept = sum(found.stop - found.start for found in kept)
         return kept
 
-    async def _in_thread(self, job: Job, work: Callable[[], T], *, wait: bool = True) -> T:
-        """On a fetch thread; when cancelled, waits until it is done with the file, or at least done for good with writing."""
-        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
+    async def _in_thread(
+        self, job: Job, work: Callable[[], T], threads: ThreadPoolExecutor | None = None, *, wait: bool = True
+    ) -> T:
+        """On a fetch thread, unless others are named; when cancelled, waits until it does nothing to the file any more."""
+        future = asyncio.get_running_loop().run_in_executor(threads or self._threads, work)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:

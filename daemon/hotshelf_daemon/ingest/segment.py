@@ -147,6 +147,7 @@ class Job:
         with self._touched:
             self.stop.set()
             self._touched.wait_for(lambda: not self._touching)
+        self.frontier.halt()
 
     def take_over(self, run: Run) -> None:
         """Takes a run from the thread that is at work on it, so that another may go on where it stands."""
