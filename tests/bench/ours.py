@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tests.bench.peers import Took
+from tests.bench.peers import SETTLE_S, Took
 from tests.daemon_process import Daemon
 
 
@@ -27,7 +27,7 @@ def fresh(folder: pathlib.Path, endpoint_url: str, *, key_id: str = "", secret: 
 def measure(folder: pathlib.Path, endpoint_url: str, source: str, **settings: Any) -> Took:
     """What one cold acquire takes. A daemon lives long: what it does once at its start is not counted."""
     with fresh(folder, endpoint_url, **settings) as daemon:
-        time.sleep(1.0)
+        time.sleep(SETTLE_S)
         cpu, began = cpu_s(daemon.pid), time.monotonic()
         answer = daemon.acquire(source, timeout_s=900)
         took = Took(time.monotonic() - began, cpu_s(daemon.pid) - cpu, peak=peak_bytes(daemon.pid))
