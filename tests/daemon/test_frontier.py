@@ -7,7 +7,7 @@ import pathlib
 import random
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 import pytest
@@ -21,6 +21,7 @@ from hotshelf_daemon.origin import Body, Changed, MemoryOrigin
 from hotshelf_shared.digest import Digest
 from hotshelf_shared.errors import InsufficientSpace, OriginUnavailable
 from tests import objects
+from tests.daemon.test_hand import Gate
 
 DATA = objects.noise("frontier", 3_000_001)
 
@@ -104,6 +105,47 @@ def test_a_digest_is_never_given_for_a_part(fd: int) -> None:
     for whole in (frontier.digest, frontier.crc64nvme):
         with pytest.raises(AssertionError):
             whole()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_is_hashed_aside_gives_the_digest_of_the_whole(fd: int, threads: int) -> None:
+    os.pwrite(fd, DATA, 0)
+    order = ranges(40)
+    random.Random(threads).shuffle(order)
+    with ThreadPoolExecutor(threads) as hashing, ThreadPoolExecutor(4) as fetching:
+        frontier = Frontier(fd, len(DATA), aside=hashing.submit)
+        list(fetching.map(lambda r: frontier.arrived(*r, 0), order))
+        assert hashing.submit(frontier.digest).result(20) == Digest.of(DATA)
+
+
+def test_who_gives_up_waits_for_the_one_that_reads_and_for_nobody_else(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.pwrite(fd, DATA, 0)
+    gate = Gate(os.preadv)
+    monkeypatch.setattr(os, "preadv", gate)
+    with ThreadPoolExecutor(2) as threads:
+        frontier = Frontier(fd, len(DATA), aside=threads.submit)
+        assert frontier.own(0)  # a thread that waits for its next bytes
+        frontier.halt()
+        frontier = Frontier(fd, len(DATA), aside=threads.submit)
+        frontier.arrived(0, len(DATA), 0)
+        assert gate.reached.wait(20)
+        halting = threads.submit(frontier.halt)
+        assert not wait([halting], timeout=0.2).done
+        gate.open.set()
+        halting.result(20)
+        gate.reached.clear()
+        frontier.arrived(0, len(DATA), 0)
+    assert not gate.reached.is_set()
+
+
+def test_what_cannot_be_read_back_is_said_when_the_digest_is_asked_for(fd: int) -> None:
+    os.ftruncate(fd, 0)
+    with ThreadPoolExecutor(1) as hashing:
+        frontier = Frontier(fd, len(DATA), aside=hashing.submit)
+        frontier.arrived(0, len(DATA), 0)
+        for _ in range(2):
+            with pytest.raises(OSError, match="the file ends at 0"):
+                hashing.submit(frontier.digest).result(20)
 
 
 @pytest.mark.parametrize("threads", [1, 4])

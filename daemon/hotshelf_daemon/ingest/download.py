@@ -39,6 +39,8 @@ SPARE_THREADS = 4
 SMALL_BYTES = 1 << 20
 #: How many requests a run of the tail may be overtaken by.
 SPARE_REQUESTS = 2
+#: Each keeps a buffer of some megabytes for good, and reads more than any origin sends.
+HASHING_THREADS = 8
 #: How often what stands aside for demand looks whether it may go on, seconds.
 LOOK_S = 0.25
 
@@ -72,7 +74,7 @@ class Downloads:
         self._lanes = Lanes(self._fetch.connections, settings.connections_of)
         self._rate = Rate(settings.prefetch.max_rate)
         self._threads = ThreadPoolExecutor(SPARE_THREADS * self._fetch.connections, "fetch", initializer=durable.be_modest)
-        self._hashing = ThreadPoolExecutor(os.cpu_count() or 1, "hash")
+        self._hashing = ThreadPoolExecutor(min(HASHING_THREADS, os.cpu_count() or 1), "hash")
 
     async def download(self, task: Task) -> Downloaded:
         """Raises what the origin's port does, and InsufficientSpace; then the file is closed and keeps what it has."""
