@@ -26,6 +26,9 @@ BUCKET = "weights"
 
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("soak", deadline=None, max_examples=5_000, print_blob=True)
+#: Of a mutant it is enough to know that it fails: nothing is made smaller.
+LOOK = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
+hypothesis.settings.register_profile("mutation", deadline=None, derandomize=True, max_examples=40, phases=LOOK)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 #: Marks whose tests run only when `-m` asks for them.

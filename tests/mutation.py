@@ -44,7 +44,7 @@ def mutate(module: str, folder: pathlib.Path) -> tuple[int, int, list[str]]:
     config.write_text(CONFIG.format(module=module, tests=MODULES[module], python=sys.executable, memory=MEMORY_BYTES))
     tree = folder / "tree"
     packages = os.pathsep.join(str(tree / name) for name in ("shared", "client", "daemon"))
-    env = {**os.environ, "PYTHONPATH": packages, "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {**os.environ, "PYTHONPATH": packages, "PYTHONDONTWRITEBYTECODE": "1", "HYPOTHESIS_PROFILE": "mutation"}
 
     def run(program: str, *arguments: object) -> str:
         argv = [str(pathlib.Path(sys.executable).with_name(program)), *map(str, arguments)]
