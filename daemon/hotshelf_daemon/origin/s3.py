@@ -27,6 +27,7 @@ from hotshelf_daemon.origin.guard import guarded
 from hotshelf_daemon.origin.port import Body, Changed, Misanswered
 from hotshelf_daemon.origin.s3_body import Promise, StreamedBody
 from hotshelf_daemon.origin.s3_errors import EXPIRED, translated
+from hotshelf_shared import __version__
 from hotshelf_shared.errors import IntegrityError, OriginUnavailable, TooLarge
 
 if TYPE_CHECKING:
@@ -52,9 +53,11 @@ def client_for(origin: OriginSettings, settings: Settings) -> S3Client:
         connect_timeout=fetch.connect_timeout_s,
         read_timeout=fetch.idle_timeout_s,
         tcp_keepalive=True,
+        user_agent=f"hotshelfd/{__version__}",  # botocore's own is put together anew for each request
     )
     library = botocore.session.Session()
     library.register_component("data_loader", _LOADER)
+    library.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_unread)
     session = boto3.session.Session(
         botocore_session=library,
         aws_access_key_id=origin.access_key_id,
@@ -66,6 +69,11 @@ def client_for(origin: OriginSettings, settings: Settings) -> S3Client:
     if origin.endpoint_url is not None:
         client.meta.events.register("before-call.s3", _stay)
     return guarded(client)  # type: ignore[no-any-return]
+
+
+def _unread(timestamp: str) -> str:
+    """Nobody asks when an object was made; to parse it takes as long as to send a request."""
+    return timestamp
 
 
 def _stay(context: dict[str, Any], **_: object) -> None:
