@@ -202,7 +202,9 @@ def test_a_full_disk_counts_as_much_as_a_full_budget() -> None:
 
 def test_the_refusal_says_how_much_is_lacking_and_who_holds_what() -> None:
     holder = {"revision": "sha256:x", "sources": "s3://b/m", "bytes": 10, "leases": 2, "pinned": 1, "uids": "7"}
-    with pytest.raises(InsufficientSpace, match=r"30 bytes; 10 are lacking of a budget of 30.*s3://b/m holds 10 bytes"):
+    with pytest.raises(
+        InsufficientSpace, match=r"30 bytes; 10 are lacking of a budget of 30.*holds 10 bytes \(2 leases, pinned\)"
+    ):
         plan.make_room(shelf(snapshot("m", 1, "m", rooted=True), loose=1, budget=30), 30, holders=[holder])
 
 

@@ -267,7 +267,11 @@ def test_a_changed_byte_gives_another_revision_or_an_integrity_error(tree: Manif
     assert (again.revision == tree.revision) == (bytes(data) == tree.canonical() or again == tree)
 
 
-@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", '{"a":1,"a":2}', "[1,", "", "'a'"])
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", '{"a":1,"a":2}', "[1,", "", "'a'", r'["\ud83d"]'])
 def test_json_that_is_none_raises_the_error_asked_for_and_names_what(text: str) -> None:
     with pytest.raises(InvalidRequest, match="the thing"):
         parse_json(text, "the thing", InvalidRequest)
+
+
+def test_both_halves_of_a_pair_are_text() -> None:
+    assert parse_json(r'["\ud83d\ude00"]', "the thing", InvalidRequest) == ["\U0001f600"]
