@@ -6,13 +6,14 @@ import os
 import pathlib
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 import pytest
 from awscrt.checksums import crc64nvme
 
+from hotshelf_daemon.ingest import frontier as frontier_module
 from hotshelf_daemon.ingest import segment
 from hotshelf_daemon.ingest.frontier import Frontier
 from hotshelf_daemon.ingest.segment import Job, Meter, Run, Stopped
@@ -136,6 +137,23 @@ def test_who_gives_up_waits_for_the_one_that_reads_and_for_nobody_else(fd: int, 
         gate.reached.clear()
         frontier.arrived(0, len(DATA), 0)
     assert not gate.reached.is_set()
+
+
+def test_a_file_that_comes_faster_than_it_is_hashed_lets_others_have_their_turn(
+    fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frontier_module, "TURN_BYTES", 1_000_000)
+    os.pwrite(fd, DATA, 0)
+    turns = list[Callable[[], None]]()
+    frontier = Frontier(fd, len(DATA), aside=turns.append)
+    for span in ranges(10):
+        frontier.arrived(*span, 0)
+    taken = 0
+    while turns:
+        turns.pop()()
+        taken += 1
+    assert taken == 4
+    assert frontier.digest() == Digest.of(DATA)
 
 
 def test_what_cannot_be_read_back_is_said_when_the_digest_is_asked_for(fd: int) -> None:

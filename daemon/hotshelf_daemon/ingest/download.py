@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -29,7 +29,6 @@ from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import blobs as files
 from hotshelf_daemon.store import durable
 from hotshelf_shared.digest import Digest
-from hotshelf_shared.errors import HotshelfError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -41,6 +40,9 @@ SMALL_BYTES = 1 << 20
 SPARE_REQUESTS = 2
 #: Each keeps a buffer of some megabytes for good, and reads more than any origin sends.
 HASHING_THREADS = 8
+#: Threads that ask for checksums, and how long a file that is complete waits for an answer, seconds: one can do without.
+ASKING_THREADS = 4
+TOLD_WITHIN_S = 1.0
 #: How often what stands aside for demand looks whether it may go on, seconds.
 LOOK_S = 0.25
 
@@ -75,6 +77,7 @@ class Downloads:
         self._rate = Rate(settings.prefetch.max_rate)
         self._threads = ThreadPoolExecutor(SPARE_THREADS * self._fetch.connections, "fetch", initializer=durable.be_modest)
         self._hashing = ThreadPoolExecutor(min(HASHING_THREADS, os.cpu_count() or 1), "hash")
+        self._asking = ThreadPoolExecutor(ASKING_THREADS, "ask")
 
     async def download(self, task: Task) -> Downloaded:
         """Raises what the origin's port does, and InsufficientSpace; then the file is closed and keeps what it has."""
@@ -84,15 +87,15 @@ class Downloads:
             return await self._in_one_go(task)
         fd, resumed = await self._opened(task.row)
         job, began = self._job(task, fd), time.monotonic()
-        asked = asyncio.create_task(self._kept_there(job, task))
+        asked = self._ask(task)
         try:
             done = await self._trusted(job, task.row) if resumed else []
             await self._fetch_all(job, task, done)
-            kept_there = await asked
-            judging = partial(self._judged, job, task.row, kept_there)
-            judged = await self._in_thread(job, judging, self._hashing)  # behind the hashing that is under way
+            kept_there = await _told(asked)
+            judged = await self._in_thread(job, lambda: self._judged(job, task.row, kept_there))
         except BaseException:
-            asked.cancel()
+            if asked is not None:
+                asked.cancel()
             await _through(job.halt)  # threads may still be at it
             os.close(fd)
             raise
@@ -135,7 +138,7 @@ class Downloads:
             raise
 
     def _judged(self, job: Job, row: IngestRow, kept_there: int | None) -> Downloaded:
-        if kept_there not in (None, job.frontier.crc64nvme()):
+        if kept_there is not None and kept_there != job.frontier.crc64nvme():
             raise Corrupted(f"the bytes of {job.object.key} do not match the CRC-64/NVME that {job.origin.label} keeps of them")
         return Downloaded(job.fd, job.frontier.digest(), reason_by_bytes(job.fd, row.size))
 
@@ -185,13 +188,11 @@ class Downloads:
         except BaseExceptionGroup as failures:
             raise first_failure(failures) from failures
 
-    async def _kept_there(self, job: Job, task: Task) -> int | None:
-        """What the origin says all the bytes come to, where no manifest says it better. Not to know is no failure."""
+    def _ask(self, task: Task) -> Future[int | None] | None:
+        """Asks the origin what all the bytes come to, where no manifest says it better."""
         if task.row.expected is not None or not task.object.version:
             return None
-        with contextlib.suppress(HotshelfError):
-            return await self._in_thread(job, lambda: task.origin.checksum(task.object), wait=False)
-        return None
+        return self._asking.submit(task.origin.checksum, task.object)
 
     async def _carried(self, job: Job, run: Run, is_tail: Callable[[], bool]) -> int:
         """The run's checksum when it is through. In the tail, where all wait for the last ones, a slow one is taken over.
@@ -224,22 +225,23 @@ class Downloads:
         rows = self._shelf.index.read(lambda db: ingests.journalled(db, row.id))
 
         def check() -> list[SegmentRow]:
-            kept = []
+            kept, at = list[SegmentRow](), 0
             for found in rows:
+                if found.start < at:
+                    continue  # a row that once was wrong and is right by now: its bytes came again, cut otherwise
                 if not job.stop.is_set() and segment.checksum(job.fd, found.start, found.stop) == found.crc:
                     job.frontier.arrived(found.start, found.stop, found.crc)
                     kept.append(found)
+                    at = found.stop
             return kept
 
         kept = await self._in_thread(job, check)
         job.meter.kept = sum(found.stop - found.start for found in kept)
         return kept
 
-    async def _in_thread(
-        self, job: Job, work: Callable[[], T], threads: ThreadPoolExecutor | None = None, *, wait: bool = True
-    ) -> T:
-        """On a fetch thread, unless others are named; when cancelled, waits until it does nothing to the file any more."""
-        future = asyncio.get_running_loop().run_in_executor(threads or self._threads, work)
+    async def _in_thread(self, job: Job, work: Callable[[], T], *, wait: bool = True) -> T:
+        """On a fetch thread; when cancelled, waits until it is done with the file, or at least done for good with writing."""
+        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -275,6 +277,14 @@ class _Traffic:
             else:
                 self._lanes.idle.wait(LOOK_S)
         return waited
+
+
+async def _told(asked: Future[int | None] | None) -> int | None:
+    """What was answered by now, or in a moment. Not to know is no failure, whatever the reason."""
+    if asked is not None:
+        with contextlib.suppress(Exception):
+            return await asyncio.wait_for(asyncio.wrap_future(asked), TOLD_WITHIN_S)
+    return None
 
 
 async def _through(work: Callable[[], object]) -> None:

@@ -23,6 +23,8 @@ from hotshelf_shared.digest import Digest
 READ_BYTES = 4 << 20
 #: How far behind the hash pages are let go, where they are not to be kept: writing them must not hold up the hash.
 BEHIND_BYTES = 64 << 20
+#: So much is hashed of a file before it is another one's turn, where there are more of them than threads.
+TURN_BYTES = 256 << 20
 _thread = threading.local()
 
 
@@ -87,12 +89,19 @@ class Frontier:
     def _follow(self) -> None:
         # What fails here fails again, and is heard, when the digest is asked for.
         with contextlib.suppress(OSError):
-            self._catch_up()
+            if self._catch_up(self._at + TURN_BYTES) and self._aside is not None:
+                self._aside(self._follow)
 
-    def _catch_up(self) -> None:
-        """The owner hashes what is contiguous, and owns no more."""
+    def _catch_up(self, until: int | None = None) -> bool:
+        """The owner hashes what is contiguous, and owns no more; unless it comes to `until`, and goes on another time."""
         try:
             while (stop := self._next_stop()) > self._at:
+                if until is not None and self._at >= until:
+                    with self._lock:
+                        self._reading = False
+                        self._lock.notify_all()
+                    return True
+                stop = stop if until is None else min(stop, until)
                 buffer = _buffer()
                 while self._at < stop and not self._halted:
                     taken = os.preadv(self._fd, [buffer[: stop - self._at]], self._at)
@@ -102,6 +111,7 @@ class Frontier:
         except BaseException:
             self.disown()
             raise
+        return False
 
     def _next_stop(self) -> int:
         """How far the owner may read now; if no further than it is, it owns no more: who arrives next must know that."""
