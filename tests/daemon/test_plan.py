@@ -159,6 +159,11 @@ def test_the_snapshot_leased_longest_ago_goes_first() -> None:
     assert (chosen.snapshots, chosen.blobs, chosen.freed) == ((Revision.of(b"old"),), (blob("old"),), 10)
 
 
+@pytest.mark.parametrize(("budget", "goes"), [(21, ()), (20, ()), (19, (blob("loose 0"),))])
+def test_nothing_goes_where_it_just_fits(budget: int, goes: tuple[object, ...]) -> None:
+    assert plan.make_room(shelf(loose=1, budget=budget), 10).blobs == goes
+
+
 def test_no_more_goes_than_must() -> None:
     held = shelf(*(snapshot(str(n), n, str(n)) for n in range(5)), budget=50)
     assert len(plan.make_room(held, 20).snapshots) == 2

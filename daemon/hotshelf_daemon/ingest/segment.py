@@ -118,6 +118,8 @@ class Job:
     last_at: float = field(default_factory=time.monotonic)
     #: Bytes a second of each run that is through.
     rates: list[float] = field(default_factory=list)
+    #: The kernel lets one thread write to a file at a time, and the others spin on their processors meanwhile.
+    writing: threading.Lock = field(default_factory=threading.Lock)
     _touching: int = 0
     _touched: threading.Condition = field(default_factory=threading.Condition)
 
@@ -211,7 +213,7 @@ def _pour(job: Job, run: Run, ticket: int) -> None:
         while run.at < run.stop:
             chunk = buffer[: _next_chunk(job, body.readinto, buffer, run.stop - run.at)]
             with job.touching(run, ticket):
-                with disk_errors("writing a download"):
+                with job.writing, disk_errors("writing a download"):
                     pwrite_all(job.fd, chunk, run.at)
                 run.crc = crc64nvme(chunk, run.crc)
                 if run.owns_hash:
