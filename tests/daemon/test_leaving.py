@@ -59,6 +59,17 @@ def ingests_open() -> list[str]:
     return [link for link in links if "/ingest/" in link]
 
 
+async def left_at(gate: Gate, house: House, source: str) -> None:
+    """An acquire whose only client leaves while the gate holds it up."""
+    leaving = asyncio.create_task(house.acquire(source))
+    assert await asyncio.to_thread(gate.reached.wait, 20)
+    leaving.cancel()
+    await asyncio.sleep(0)
+    gate.open.set()
+    await asyncio.gather(leaving, return_exceptions=True)
+    assert leaving.cancelled()
+
+
 @pytest.mark.parametrize("size", [1_000, 3 * SEGMENT], ids=["in one go", "in ranges"])
 def test_bytes_that_come_after_everybody_left_go_into_no_other_file(tmp_path: pathlib.Path, size: int) -> None:
     async def story(house: House) -> None:
@@ -90,13 +101,7 @@ def test_a_file_that_is_being_made_when_everybody_leaves_is_closed(
 
     async def story(house: House) -> None:
         source = house.put("m", size)
-        leaving = asyncio.create_task(house.acquire(source))
-        assert await asyncio.to_thread(gate.reached.wait, 20)
-        leaving.cancel()
-        await asyncio.sleep(0)
-        gate.open.set()
-        await asyncio.gather(leaving, return_exceptions=True)
-        assert leaving.cancelled()
+        await left_at(gate, house, source)
         assert ingests_open() == []
         await house.acquire(source)
 
@@ -109,13 +114,7 @@ def test_a_commit_that_has_begun_is_carried_to_its_end(tmp_path: pathlib.Path, m
 
     async def story(house: House) -> None:
         source = house.put("m")
-        leaving = asyncio.create_task(house.acquire(source))
-        assert await asyncio.to_thread(gate.reached.wait, 20)
-        leaving.cancel()
-        await asyncio.sleep(0)
-        gate.open.set()
-        await asyncio.gather(leaving, return_exceptions=True)
-        assert leaving.cancelled()
+        await left_at(gate, house, source)
         await house.ingests.drain()
         assert os.listdir(tmp_path / "store" / "ingest") == []
         served = house.origin.bytes_served()
@@ -140,12 +139,7 @@ def test_a_sync_that_fails_after_everybody_left_leaves_nothing_that_is_trusted(
 
     async def story(house: House) -> None:
         source = house.put("m", 3 * SEGMENT)
-        leaving = asyncio.create_task(house.acquire(source))
-        assert await asyncio.to_thread(gate.reached.wait, 20)
-        leaving.cancel()
-        await asyncio.sleep(0)
-        gate.open.set()
-        await asyncio.gather(leaving, return_exceptions=True)
+        await left_at(gate, house, source)
         monkeypatch.setattr(durable, "seal", real)
         served = house.origin.bytes_served()
         answer = await house.acquire(source)
