@@ -169,9 +169,12 @@ async def running(shelf: Shelf, stopping: asyncio.Event | None = None) -> AsyncI
         publisher.start()
         warming = asyncio.create_task(asyncio.to_thread(directory.warm))
         stack.callback(warming.cancel)
+        serving = asyncio.Event()
+        if settings.listen:  # first: a daemon that cannot have its address has not answered anybody
+            await stack.enter_async_context(_tcp(shelf, serving))
         listening = await stack.enter_async_context(_unix(calls, shelf))
-        if settings.listen:
-            await stack.enter_async_context(_tcp(shelf))
+        serving.set()
+        stack.callback(serving.clear)
         sweeping = asyncio.create_task(janitor.run(shelf, leasing, hand_ins, preparer, calls.keepers))
         stack.callback(sweeping.cancel)
         if settings.idle_exit_s is not None and stopping is not None:
@@ -211,9 +214,9 @@ async def _unix(calls: server.Calls, shelf: Shelf) -> AsyncIterator[Callable[[],
 
 
 @contextlib.asynccontextmanager
-async def _tcp(shelf: Shelf) -> AsyncIterator[None]:
+async def _tcp(shelf: Shelf, serving: asyncio.Event) -> AsyncIterator[None]:
     host, port = probes.address(shelf.settings.listen)
-    runner = web.AppRunner(probes.application(shelf), access_log=None, shutdown_timeout=1)
+    runner = web.AppRunner(probes.application(shelf, serving.is_set), access_log=None, shutdown_timeout=1)
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -9,11 +11,15 @@ from hotshelf_daemon.server import health
 from hotshelf_daemon.shelf import Shelf
 
 
-def application(shelf: Shelf) -> web.Application:
+def application(shelf: Shelf, is_serving: Callable[[], bool]) -> web.Application:
+    """`is_serving`: whether the socket takes requests, which it does not yet while starting and no more while draining."""
+
     async def livez(_request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
     async def readyz(_request: web.Request) -> web.Response:
+        if not is_serving():
+            return web.Response(text="the socket does not take requests\n", status=503)
         wrong = [check["check"] for check in health(shelf) if not check["ok"]]
         # A shelf that cannot be written still serves what it holds: only a lost index makes it unready.
         ready = "index" not in wrong

@@ -866,6 +866,25 @@ def test_a_clean_stop_ends_a_download_soon_and_leaves_it_resumable(
     assert tree_of(daemon, granted(daemon.acquire(source))) == {"a.safetensors": data}
 
 
+def test_a_daemon_that_is_stopping_is_not_ready_and_answers_what_is_under_way(
+    make_daemon: MakeDaemon, recorder: Recorder, seaweedfs: SeaweedFS, put: Put, bucket: str, prefix: str
+) -> None:
+    tree = {"a.safetensors": objects.noise("draining", 2 * SEGMENT)}
+    source, key = put(tree), f"{prefix}/a.safetensors"
+    daemon = make_daemon(origins={"weed": seaweedfs.settings(bucket, endpoint_url=recorder.endpoint_url)}, drain_s=30)
+    recorder.stall(key, after_bytes=1_000, times=1)
+    assert daemon.get_http("/readyz").status == 200
+    with later() as start:
+        asking = start(daemon.acquire, source)
+        recorder.wait_until(lambda it: it.bytes_for(key) >= 1_000)
+        ending = start(daemon.terminate)
+        wait_until(lambda: daemon.get_http("/readyz").status == 503, what="not ready while draining")
+        assert daemon.get_http("/livez").status == 200
+        recorder.resume()
+        assert asking.result(30).status == 200
+        assert ending.result(30) == 0
+
+
 # ---- many processes
 
 WORKER = """
