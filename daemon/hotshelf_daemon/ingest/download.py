@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -76,7 +77,7 @@ class Downloads:
         self._lanes = Lanes(self._fetch.connections, settings.connections_of)
         self._rate = Rate(settings.prefetch.max_rate)
         self._threads = ThreadPoolExecutor(SPARE_THREADS * self._fetch.connections, "fetch", initializer=durable.be_modest)
-        self._hashing = ThreadPoolExecutor(min(HASHING_THREADS, os.cpu_count() or 1), "hash")
+        self._hashing = _begun("hash", min(HASHING_THREADS, os.cpu_count() or 1))
         self._asking = ThreadPoolExecutor(ASKING_THREADS, "ask")
 
     async def download(self, task: Task) -> Downloaded:
@@ -152,17 +153,18 @@ class Downloads:
         await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, seal))
 
     def _job(self, task: Task, fd: int) -> Job:
+        loose = not task.object.version and task.row.expected is None
         return Job(
             task.origin,
             task.object,
             fd,
-            Frontier(fd, task.row.size, keep=task.keep, aside=self._hashing.submit),
+            Frontier(fd, task.row.size, keep=task.keep, aside=None if loose else self._hashing.submit),
             task.meter,
             self._fetch.attempts,
             traffic=_Traffic(self._lanes, self._rate, task),
             floor_rate=self._fetch.floor_rate,
             floor_window_s=self._fetch.idle_timeout_s,
-            loose=not task.object.version and task.row.expected is None,
+            loose=loose,
         )
 
     async def _fetch_all(self, job: Job, task: Task, done: list[SegmentRow]) -> None:
@@ -183,7 +185,8 @@ class Downloads:
 
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(1 if job.loose else self._fetch.connections):
+                # One more than can be at it: only while somebody waits is it known that all connections are at work.
+                for _ in range(1 if job.loose else self._fetch.connections + 1):
                     group.create_task(one_after_another())
         except BaseExceptionGroup as failures:
             raise first_failure(failures) from failures
@@ -250,6 +253,13 @@ class Downloads:
             if wait:
                 await asyncio.wait([future])
             raise
+
+
+def _begun(name: str, count: int) -> ThreadPoolExecutor:
+    """A pool with all of its threads: later ones would be as modest as the thread whose work they begin for."""
+    pool, together = ThreadPoolExecutor(count, name), threading.Barrier(count)
+    wait([pool.submit(together.wait) for _ in range(count)])
+    return pool
 
 
 class _Traffic:

@@ -19,8 +19,8 @@ from awscrt.checksums import combine_crc64nvme
 from hotshelf_daemon.store import durable
 from hotshelf_shared.digest import Digest
 
-#: Large: at each turn a hashing thread waits for Python's lock, behind all threads that fetch.
-READ_BYTES = 4 << 20
+#: At each turn a hashing thread waits for Python's lock, behind all threads that fetch; more than this leaves the cache cold.
+READ_BYTES = 1 << 20
 #: How far behind the hash pages are let go, where they are not to be kept: writing them must not hold up the hash.
 BEHIND_BYTES = 64 << 20
 #: So much is hashed of a file before it is another one's turn, where there are more of them than threads.
@@ -52,7 +52,7 @@ class Frontier:
     def own(self, start: int) -> bool:
         """Takes the hash for bytes from `start` on, if they are the next ones and nobody has it."""
         with self._lock:
-            if self._owned or self._at != start:
+            if self._aside is not None or self._owned or self._at != start:
                 return False
             self._owned = True
             return True

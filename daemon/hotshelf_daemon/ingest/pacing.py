@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum, auto
 
 from hotshelf_daemon.ingest.segment import Job, Run
 
@@ -18,6 +19,10 @@ from hotshelf_daemon.ingest.segment import Job, Run
 FIRST = 8
 #: What another step must bring, to be worth its connections.
 GAIN = 1.1
+#: Fewer are tried for so many moments, and must bring this share of the best on the average; below `LOSS` at once is no use.
+TRIES = 3
+KEPT = 0.95
+LOSS = 0.8
 #: A fall below this share of the best means that the origin is another one by now: climb anew.
 FALL = 0.6
 #: Moments between two looks at whether more would help by now.
@@ -30,17 +35,25 @@ REFUSALS_S = 1.0
 CALM_S = 5.0
 
 
+class _Step(Enum):
+    UP = auto()
+    DOWN = auto()
+    STAY = auto()
+
+
 @dataclass(slots=True)
 class Climb:
-    """More connections while goodput rises, doubling; back to where it last rose; half of them when the origin refuses."""
+    """As few connections as bring the most: doubled while goodput rises, then halved while it does not fall; halved when
+    the origin refuses. What is no faster with more is dearer with more: processors change hands between them."""
 
     most: int
     limit: int = field(init=False)
     _best: float = 0.0
     _before: int = field(init=False)
-    _climbing: bool = True
+    _step: _Step = field(init=False, default=_Step.UP)
     _fallen: int = 0
     _quiet_moments: int = 0
+    _tried: list[float] = field(default_factory=list)
     _refused_at: float = -CALM_S
 
     def __post_init__(self) -> None:
@@ -50,24 +63,27 @@ class Climb:
         """A moment in which all connections were at work brought `rate` bytes a second."""
         if now - self._refused_at < CALM_S:
             return
-        if self._climbing:
+        if self._step is _Step.UP:
             self._climb(rate)
+            return
+        if self._step is _Step.DOWN:
+            self._descend(rate)
             return
         self._fallen = self._fallen + 1 if rate < FALL * self._best else 0
         self._quiet_moments += 1
         if self._fallen >= 3 or self._quiet_moments >= PATIENCE:
-            self._best, self._climbing = rate, True
+            self._best, self._step = rate, _Step.UP
             self._try_more()
 
     def refused(self, now: float) -> None:
         if now - self._refused_at >= REFUSALS_S:
             self.limit = self._before = max(1, self.limit // 2)
-            self._best, self._climbing, self._refused_at = 0.0, True, now
+            self._best, self._step, self._refused_at = 0.0, _Step.UP, now
 
     def _climb(self, rate: float) -> None:
         if rate < GAIN * self._best:
             self.limit = self._before
-            self._settle()
+            self._try_fewer()
             return
         self._best, self._before = rate, self.limit
         self._try_more()
@@ -77,8 +93,24 @@ class Climb:
         if self.limit == self._before:
             self._settle()
 
+    def _descend(self, rate: float) -> None:
+        self._tried.append(rate)
+        brought = statistics.mean(self._tried)
+        if rate < LOSS * self._best or (len(self._tried) == TRIES and brought < KEPT * self._best):
+            self.limit = self._before
+            self._settle()
+        elif len(self._tried) == TRIES:
+            self._best = max(self._best, brought)
+            self._try_fewer()
+
+    def _try_fewer(self) -> None:
+        self._before, self.limit = self.limit, max(1, self.limit // 2)
+        self._step, self._tried = _Step.DOWN, []
+        if self.limit == self._before:
+            self._settle()
+
     def _settle(self) -> None:
-        self._climbing, self._fallen, self._quiet_moments = False, 0, 0
+        self._step, self._fallen, self._quiet_moments = _Step.STAY, 0, 0
 
 
 class Rate:

@@ -1,11 +1,7 @@
-"""One segment of one ingest, on a thread: ranged GET → buffer → checksum, hash, pwrite; taken up again where it broke.
-
-No allocation per chunk: every thread keeps one buffer for good.
-"""
+"""One segment of one ingest, on a thread: ranged GET → file → checksum, hash; taken up again where it broke."""
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,16 +12,14 @@ from typing import Protocol
 from awscrt.checksums import crc64nvme
 
 from hotshelf_daemon.ingest.frontier import Frontier
+from hotshelf_daemon.ingest.moving import Mover, mover, pieces_of
 from hotshelf_daemon.objects import OriginObject
 from hotshelf_daemon.origin import Misanswered, Origin, delay_s
-from hotshelf_daemon.store.durable import disk_errors, pwrite_all, start_writeback
+from hotshelf_daemon.store.durable import as_ours, start_writeback
 from hotshelf_shared.errors import OriginUnavailable
 
-#: Small enough for a processor's cache; writes of a megabyte cost seven times as much on kernels with large folios.
-BUFFER_BYTES = 256 << 10
 #: An attempt that brought less has not helped: breaking again and again after a few bytes must come to an end.
 WORTHWHILE_BYTES = 64 << 10
-_thread = threading.local()
 
 
 class Stopped(Exception):
@@ -121,24 +115,34 @@ class Job:
     #: The kernel lets one thread write to a file at a time, and the others spin on their processors meanwhile.
     writing: threading.Lock = field(default_factory=threading.Lock)
     _touching: int = 0
-    _touched: threading.Condition = field(default_factory=threading.Condition)
+    #: How many wait for others to leave the file.
+    _awaited: int = 0
+    _touched: threading.Condition = field(default_factory=lambda: threading.Condition(threading.Lock()))
 
     @contextmanager
     def touching(self, run: Run | None = None, ticket: int = 0) -> Iterator[None]:
         """Around every use of the file. Raises Stopped when it was given up, or the run belongs to another thread by now."""
+        self.touch(run, ticket)
+        try:
+            yield
+        finally:
+            self.leave(run)
+
+    def touch(self, run: Run | None, ticket: int) -> None:
+        """`touching`'s beginning, for whoever needs it thousands of times a second. Always followed by `leave`."""
         with self._touched:
             if self.stop.is_set() or (run is not None and run.ticket != ticket):
                 raise Stopped
             self._touching += 1
             if run is not None:
                 run.is_touched = True
-        try:
-            yield
-        finally:
-            with self._touched:
-                self._touching -= 1
-                if run is not None:
-                    run.is_touched = False
+
+    def leave(self, run: Run | None) -> None:
+        with self._touched:
+            self._touching -= 1
+            if run is not None:
+                run.is_touched = False
+            if self._awaited:
                 self._touched.notify_all()
 
     def is_at(self, run: Run, ticket: int) -> bool:
@@ -148,14 +152,21 @@ class Job:
         """Gives it up; returns when nobody touches the file."""
         with self._touched:
             self.stop.set()
-            self._touched.wait_for(lambda: not self._touching)
+            self._await(lambda: not self._touching)
         self.frontier.halt()
 
     def take_over(self, run: Run) -> None:
         """Takes a run from the thread that is at work on it, so that another may go on where it stands."""
         with self._touched:
             run.ticket, run.is_asking = run.ticket + 1, False
-            self._touched.wait_for(lambda: not run.is_touched)
+            self._await(lambda: not run.is_touched)
+
+    def _await(self, left: Callable[[], bool]) -> None:
+        self._awaited += 1
+        try:
+            self._touched.wait_for(left)
+        finally:
+            self._awaited -= 1
 
     def give_up_hash(self, run: Run, ticket: int) -> None:
         """A thread that is at its end leaves the hash to others, unless its run has been taken over, and the hash with it."""
@@ -207,32 +218,39 @@ def carry(job: Job, run: Run, ticket: int) -> int:
 
 def _pour(job: Job, run: Run, ticket: int) -> None:
     """One request for the rest of the run."""
-    buffer = _buffer()
-    with job.origin.open(job.object, run.at, run.stop) as body:
+    with job.origin.open(job.object, run.at, run.stop) as body, mover(body, run.stop - run.at) as way:
         floor = _Floor(job)
         while run.at < run.stop:
-            chunk = buffer[: _next_chunk(job, body.readinto, buffer, run.stop - run.at)]
-            with job.touching(run, ticket):
-                with job.writing, disk_errors("writing a download"):
-                    pwrite_all(job.fd, chunk, run.at)
-                run.crc = crc64nvme(chunk, run.crc)
-                if run.owns_hash:
-                    job.frontier.feed(chunk)
-                run.at += len(chunk)
-                job.meter.parts[run.start], job.last_at = run.at - run.start, time.monotonic()
-            job.traffic.came(len(chunk))
-            floor.came(len(chunk))
-            if run.stands_aside and job.traffic.pause(len(chunk), lambda: job.is_at(run, ticket)):
+            if job.stop.is_set():
+                raise Stopped
+            taken = way.take(run.stop - run.at)
+            if not taken:
+                raise OriginUnavailable(f"{job.object.key} ended {run.stop - run.at:,} bytes early")
+            job.touch(run, ticket)
+            try:
+                _put(job, run, way, taken)
+            finally:
+                job.leave(run)
+            job.traffic.came(taken)
+            floor.came(taken, job.last_at)
+            if run.stands_aside and job.traffic.pause(taken, lambda: job.is_at(run, ticket)):
                 floor = _Floor(job)
 
 
-def _next_chunk(job: Job, readinto: Callable[[memoryview], int], buffer: memoryview, left: int) -> int:
-    if job.stop.is_set():
-        raise Stopped
-    taken = readinto(buffer[: min(len(buffer), left)])
-    if not taken:
-        raise OriginUnavailable(f"{job.object.key} ended {left:,} bytes early")
-    return taken
+def _put(job: Job, run: Run, way: Mover, taken: int) -> None:
+    """The run's next bytes, into the file and into the sums."""
+    crc = run.crc
+    try:
+        with job.writing:
+            way.put(job.fd, run.at)
+        for piece in way.pieces(job.fd, run.at):
+            crc = crc64nvme(piece, crc)
+            if run.owns_hash:
+                job.frontier.feed(piece)
+    except OSError as error:
+        raise as_ours(error, "writing a download") from error
+    run.crc, run.at = crc, run.at + taken
+    job.meter.parts[run.start], job.last_at = run.at - run.start, time.monotonic()
 
 
 class _Floor:
@@ -242,31 +260,20 @@ class _Floor:
         self._job = job
         self._since, self._bytes = time.monotonic(), 0
 
-    def came(self, count: int) -> None:
+    def came(self, count: int, now: float) -> None:
         """Raises OriginUnavailable when a whole window has brought less than it must."""
         self._bytes += count
-        window_s = time.monotonic() - self._since
+        window_s = now - self._since
         if window_s < self._job.floor_window_s:
             return
         if self._bytes < self._job.floor_rate * window_s:
             raise OriginUnavailable(f"{self._job.object.key} came at {self._bytes / window_s:,.0f} bytes a second")
-        self._since, self._bytes = time.monotonic(), 0
+        self._since, self._bytes = now, 0
 
 
 def checksum(fd: int, start: int, stop: int) -> int:
-    """The CRC-64/NVME of what the file holds there now."""
-    buffer, at, crc = _buffer(), start, 0
-    while at < stop:
-        taken = os.preadv(fd, [buffer[: min(len(buffer), stop - at)]], at)
-        if not taken:
-            return -1
-        crc = crc64nvme(buffer[:taken], crc)
-        at += taken
-    return crc
-
-
-def _buffer() -> memoryview:
-    if not hasattr(_thread, "buffer"):
-        _thread.buffer = memoryview(bytearray(BUFFER_BYTES))
-    kept: memoryview = _thread.buffer
-    return kept
+    """The CRC-64/NVME of what the file holds there now; none when it ends before."""
+    crc = 0
+    for piece in pieces_of(fd, start, stop):
+        crc, start = crc64nvme(piece, crc), start + len(piece)
+    return crc if start == stop else -1

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from hotshelf_daemon.metrics import Metrics
 from hotshelf_daemon.objects import OriginObject
-from hotshelf_daemon.origin.port import Body, Origin
+from hotshelf_daemon.origin.port import Body, Origin, SplicedBody
 from hotshelf_shared.errors import HotshelfError
 
 T = TypeVar("T")
@@ -20,6 +20,17 @@ class _CountedBody:
 
     def readinto(self, buffer: memoryview, /) -> int:
         taken = self._body.readinto(buffer)
+        self._count(taken)
+        return taken
+
+
+class _CountedSplicedBody(_CountedBody):
+    def __init__(self, body: SplicedBody, count: Callable[[float], None]) -> None:
+        super().__init__(body, count)
+        self._splice = body.splice
+
+    def splice(self, pipe: int, most: int, /) -> int:
+        taken = self._splice(pipe, most)
         self._count(taken)
         return taken
 
@@ -49,7 +60,8 @@ class Counting:
         result = "ok"
         try:
             with self._origin.open(obj, start, stop) as body:
-                yield _CountedBody(body, self._bytes.inc)
+                count = self._bytes.inc
+                yield _CountedSplicedBody(body, count) if isinstance(body, SplicedBody) else _CountedBody(body, count)
         except HotshelfError as error:
             result = error.code
             raise

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from hotshelf_daemon.objects import OriginObject
 from hotshelf_shared.errors import IntegrityError, OriginUnavailable
@@ -40,6 +40,15 @@ class Body(Protocol):
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Fills `buffer` from its start; the number of bytes, 0 at the end."""
+        ...
+
+
+@runtime_checkable
+class SplicedBody(Body, Protocol):
+    """One whose bytes the kernel can hand on without showing them to us."""
+
+    def splice(self, pipe: int, most: int, /) -> int:
+        """Moves the next bytes into an empty pipe; their number, 0 at the end."""
         ...
 
 

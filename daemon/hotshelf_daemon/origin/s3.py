@@ -25,8 +25,8 @@ from hotshelf_daemon.objects import OriginObject
 from hotshelf_daemon.origin import s3_body
 from hotshelf_daemon.origin.guard import guarded
 from hotshelf_daemon.origin.port import Body, Changed, Misanswered
-from hotshelf_daemon.origin.s3_body import Promise, StreamedBody
-from hotshelf_daemon.origin.s3_errors import EXPIRED, translated
+from hotshelf_daemon.origin.s3_body import Promise, streamed
+from hotshelf_daemon.origin.s3_errors import EXPIRED, as_ours, translated
 from hotshelf_shared import __version__
 from hotshelf_shared.errors import IntegrityError, OriginUnavailable, TooLarge
 
@@ -165,7 +165,7 @@ class S3Origin:
                 raise Changed(f"{where} was listed and is not there", hint="Publish it again.") from error
         headers = answer["ResponseMetadata"].get("HTTPHeaders", {})
         promise = Promise.of(headers, obj.size) if whole else None
-        body = StreamedBody(answer["Body"], lambda: translated(self.label, self._principal, where), promise)
+        body = streamed(answer["Body"], lambda error: as_ours(error, self.label, self._principal, where), promise)
         try:
             _check_answer(answer, obj, start, stop, where)
             yield body

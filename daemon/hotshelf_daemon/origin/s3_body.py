@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import os
+import select
+import socket
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from http.client import HTTPResponse
 from typing import Any
 
@@ -16,6 +18,8 @@ from hotshelf_daemon.origin.port import Corrupted
 #: A read returns what has come after this long: a slow connection is to be seen as slow, and not as silent.
 LINGER_S = 0.25
 READ_BYTES = 256 << 10
+#: What fits every pipe.
+LEAST_PIPE_BYTES = 64 << 10
 _CHECKSUMS: dict[str, tuple[Callable[[Any, int], int], int]] = {
     "x-amz-checksum-crc64nvme": (checksums.crc64nvme, 8),
     "x-amz-checksum-crc32c": (checksums.crc32c, 4),
@@ -61,39 +65,110 @@ def kept_of_all(headers: dict[str, str]) -> int | None:
 class StreamedBody:
     """A streaming body whose own errors are translated, and only those: the reader's disk errors are not the origin's."""
 
-    def __init__(self, stream: Any, guard: Callable[[], AbstractContextManager[None]], promise: Promise | None = None) -> None:
-        self._stream, self._guard, self._promise = stream, guard, promise
+    def __init__(self, stream: Any, as_ours: Callable[[Exception], Exception | None], promise: Promise | None = None) -> None:
+        self._stream, self._as_ours, self._promise = stream, as_ours, promise
         self._read = _reader(stream._raw_stream)
         self._broken: Exception | None = None
 
     def readinto(self, buffer: memoryview, /) -> int:
-        with self._guard():
-            taken = self._fill(buffer)
+        taken = self._gather(lambda at: self._read(buffer[at:]), len(buffer))
         if self._promise is not None and taken:
             self._promise.came(buffer[:taken])
         return taken
 
-    def _fill(self, buffer: memoryview) -> int:
-        if self._broken is not None:
-            raise self._broken
-        filled, until = 0, time.monotonic() + LINGER_S
-        while filled < len(buffer):
-            try:
-                taken = self._read(buffer[filled:])
-            except Exception as error:
-                if not filled:
-                    raise
-                self._broken = error  # what came before it is good: the next call says so
-                break
-            if not taken:
-                break
-            filled += taken
-            if time.monotonic() >= until:
-                break
-        return filled
+    def _gather(self, more: Callable[[int], int], most: int) -> int:
+        """Calls `more` with what there is so far, until there is enough or it takes too long."""
+        try:
+            if self._broken is not None:
+                raise self._broken
+            filled, until = 0, time.monotonic() + LINGER_S
+            while filled < most:
+                try:
+                    taken = more(filled)
+                except Exception as error:
+                    if not filled:
+                        raise
+                    self._broken = error  # what came before it is good: the next call says so
+                    break
+                filled += taken
+                if not taken or time.monotonic() >= until:
+                    break
+            return filled
+        except Exception as error:
+            if (ours := self._as_ours(error)) is None:
+                raise
+            raise ours from error
 
     def close(self) -> None:
         self._stream.close()
+
+
+class PlainBody(StreamedBody):
+    """One that comes over a socket as it is: not encrypted, not encoded, its length known and nothing else promised."""
+
+    def __init__(self, stream: Any, as_ours: Callable[[Exception], Exception | None]) -> None:
+        super().__init__(stream, as_ours)
+        self._response: HTTPResponse = stream._raw_stream._fp
+        self._socket = _socket_of(self._response)
+        self._readable = select.poll()
+        self._readable.register(self._socket, select.POLLIN)
+        #: Whether bytes may wait in Python's buffer, where they came with the head of the answer.
+        self._is_new = True
+
+    def splice(self, pipe: int, most: int, /) -> int:
+        return self._gather(
+            lambda there: self._moved(self._move(pipe, min(most - there, self._response.length or 0), there)), most
+        )
+
+    def _move(self, pipe: int, count: int, there: int) -> int:
+        if not count or (self._is_new and there):
+            return 0
+        if self._is_new:
+            held = self._response.fp.peek()
+            self._is_new = len(held) > min(count, LEAST_PIPE_BYTES)
+            return os.write(pipe, self._response.fp.read1(min(count, len(held), LEAST_PIPE_BYTES)))
+        while True:
+            try:
+                return os.splice(self._socket.fileno(), pipe, count, flags=os.SPLICE_F_NONBLOCK)
+            except BlockingIOError:
+                if there and self._readable.poll(0):
+                    return 0  # more has come, and the pipe has no room for it
+            wait_s = LINGER_S if there else self._socket.gettimeout()
+            if not self._readable.poll(None if wait_s is None else 1e3 * wait_s):
+                if there:
+                    return 0
+                raise TimeoutError("timed out")
+
+    def _moved(self, taken: int) -> int:
+        return _counted_off(self._response, self._stream._raw_stream, taken) if taken else 0
+
+
+def streamed(stream: Any, as_ours: Callable[[Exception], Exception | None], promise: Promise | None) -> StreamedBody:
+    raw = stream._raw_stream
+    if promise is None and _is_plain(raw) and type(_socket_of(raw._fp)) is socket.socket:
+        return PlainBody(stream, as_ours)
+    return StreamedBody(stream, as_ours, promise)
+
+
+def _is_plain(raw: Any) -> bool:
+    """A body of known length that is sent as it is: it needs no help from urllib3."""
+    below = getattr(raw, "_fp", None)
+    plain = isinstance(below, HTTPResponse) and below.length is not None and not below.chunked
+    return plain and not raw.headers.get("content-encoding")
+
+
+def _socket_of(response: HTTPResponse) -> Any:
+    return getattr(getattr(response.fp, "raw", None), "_sock", None)
+
+
+def _counted_off(response: HTTPResponse, raw: Any, taken: int) -> int:
+    """Bytes that went past urllib3. After the last one its connection is given back."""
+    assert response.length is not None
+    response.length -= taken
+    if not response.length:
+        response.close()
+        raw.release_conn()
+    return taken
 
 
 def _reader(raw: Any) -> Callable[[memoryview], int]:
@@ -102,24 +177,19 @@ def _reader(raw: Any) -> Callable[[memoryview], int]:
     Not by botocore's own readinto, which comes back only when the buffer is full: at a byte a second, never. A body of known
     length that is sent as it is needs no copy either: it is read past urllib3, whose connection is then given back here.
     """
-    below = getattr(raw, "_fp", None)
 
     def copied(buffer: memoryview) -> int:
         data = raw.read1(min(len(buffer), READ_BYTES))
         buffer[: len(data)] = data
         return len(data)
 
-    if not isinstance(below, HTTPResponse) or below.length is None or below.chunked or raw.headers.get("content-encoding"):
+    if not _is_plain(raw):
         return copied
+    below = raw._fp
 
     def straight(buffer: memoryview) -> int:
         if not below.length:
             return 0
-        taken: int = below.fp.readinto1(buffer[: below.length])
-        below.length -= taken
-        if not below.length:
-            below.close()
-            raw.release_conn()
-        return taken
+        return _counted_off(below, raw, below.fp.readinto1(buffer[: below.length]))
 
     return straight

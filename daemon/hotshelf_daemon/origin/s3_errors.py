@@ -34,27 +34,37 @@ def translated(label: str, principal: str, where: str, *, doing: str = "read") -
     """Around every call into boto3. `principal` is the access key id: it is named, the secret never."""
     try:
         yield
-    except boto.ClientError as error:
-        raise _of_answer(error, label, f"{principal} may not {doing} {where}", where) from error
-    except (boto.NoCredentialsError, boto.PartialCredentialsError, boto.TokenRetrievalError) as error:
-        hint = "Set the origin's access_key_id and secret_access_key, or `unsigned: true` for a public bucket."
-        raise AccessDenied(f"there are no credentials for {where}", hint=hint) from error
-    except boto.SSLError as error:
-        reason = f"the certificate of {label} is not accepted ({_first_line(error)})"
-        raise _hopeless(reason, "Set the origin's ca_bundle.") from error
-    except (boto.ParamValidationError, boto.InvalidRegionError, boto.UnknownServiceError) as error:
-        raise NotFound(f"{where} cannot be asked for: {_first_line(error)}") from error
-    except boto.PaginationError as error:
-        raise IntegrityError(f"{label} lists {where} in circles", hint="The service's listing is broken.") from error
-    except (ResponseParserError, ValueError, TypeError, KeyError) as error:
-        # botocore lets some of what it stumbles over in an answer through as it is.
-        raise IntegrityError(f"{label} answers for {where} what is no S3 answer", hint=_NO_S3) from error
-    except (boto.BotoCoreError, urllib3.exceptions.HTTPError, OSError) as error:
-        if isinstance(refusal := getattr(error, "kwargs", {}).get("error"), LinkLocal):
-            hint = "Point the origin's endpoint_url at a service that is not link-local."
-            raise AccessDenied(f"{label} is not asked for {where}: {refusal}", hint=hint) from error
-        # Endpoint, connection, proxy, time-out and broken-stream errors: all of them may pass.
-        raise OriginUnavailable(f"{label} cannot be reached for {where}: {_first_line(error)}") from error
+    except Exception as error:
+        if (ours := as_ours(error, label, principal, where, doing=doing)) is None:
+            raise
+        raise ours from error
+
+
+def as_ours(error: Exception, label: str, principal: str, where: str, *, doing: str = "read") -> HotshelfError | None:
+    """What boto3 or the connection raised, as ours; None when it is not theirs."""
+    match error:
+        case boto.ClientError():
+            return _of_answer(error, label, f"{principal} may not {doing} {where}", where)
+        case boto.NoCredentialsError() | boto.PartialCredentialsError() | boto.TokenRetrievalError():
+            hint = "Set the origin's access_key_id and secret_access_key, or `unsigned: true` for a public bucket."
+            return AccessDenied(f"there are no credentials for {where}", hint=hint)
+        case boto.SSLError():
+            reason = f"the certificate of {label} is not accepted ({_first_line(error)})"
+            return _hopeless(reason, "Set the origin's ca_bundle.")
+        case boto.ParamValidationError() | boto.InvalidRegionError() | boto.UnknownServiceError():
+            return NotFound(f"{where} cannot be asked for: {_first_line(error)}")
+        case boto.PaginationError():
+            return IntegrityError(f"{label} lists {where} in circles", hint="The service's listing is broken.")
+        case ResponseParserError() | ValueError() | TypeError() | KeyError():
+            # botocore lets some of what it stumbles over in an answer through as it is.
+            return IntegrityError(f"{label} answers for {where} what is no S3 answer", hint=_NO_S3)
+        case boto.BotoCoreError() | urllib3.exceptions.HTTPError() | OSError():
+            if isinstance(refusal := getattr(error, "kwargs", {}).get("error"), LinkLocal):
+                hint = "Point the origin's endpoint_url at a service that is not link-local."
+                return AccessDenied(f"{label} is not asked for {where}: {refusal}", hint=hint)
+            # Endpoint, connection, proxy, time-out and broken-stream errors: all of them may pass.
+            return OriginUnavailable(f"{label} cannot be reached for {where}: {_first_line(error)}")
+    return None
 
 
 def _of_answer(error: boto.ClientError, label: str, denied: str, where: str) -> HotshelfError:
