@@ -99,6 +99,10 @@ def test_only_one_thread_owns_the_hash_and_only_at_the_frontier(fd: int) -> None
     assert frontier.own(5)
 
 
+def test_where_there_are_threads_for_it_nobody_else_hashes(fd: int) -> None:
+    assert not Frontier(fd, len(DATA), aside=lambda _: None).own(0)
+
+
 def test_a_digest_is_never_given_for_a_part(fd: int) -> None:
     frontier = Frontier(fd, len(DATA))
     frontier.arrived(0, 100, crc64nvme(DATA[:100]))
@@ -124,7 +128,7 @@ def test_who_gives_up_waits_for_the_one_that_reads_and_for_nobody_else(fd: int, 
     gate = Gate(os.preadv)
     monkeypatch.setattr(os, "preadv", gate)
     with ThreadPoolExecutor(2) as threads:
-        frontier = Frontier(fd, len(DATA), aside=threads.submit)
+        frontier = Frontier(fd, len(DATA))
         assert frontier.own(0)  # a thread that waits for its next bytes
         frontier.halt()
         frontier = Frontier(fd, len(DATA), aside=threads.submit)

@@ -202,3 +202,61 @@ def test_a_read_that_was_granted_as_demand_never_stands_aside() -> None:
             assert stands_aside
 
     asyncio.run(story())
+
+
+class Moments:
+    """A climb that writes down what it is told, and then wants `limit` connections."""
+
+    def __init__(self, limit: int, *then: int) -> None:
+        self.limit, self.then, self.rates = limit, list(then), list[float]()
+
+    def moment(self, rate: float, now: float) -> None:
+        self.rates.append(rate)
+        if self.then:
+            self.limit = self.then.pop(0)
+
+
+def test_what_a_number_of_connections_brings_is_measured_with_that_number_only() -> None:
+    async def story() -> None:
+        reads = Reads(8)
+        first = [reads.start(f"first{n}") for n in range(8)]
+        rest = [reads.start(f"rest{n}") for n in range(20)]
+        await settle()
+        climb = Moments(8, 4)
+        reads.lanes._lane("o").climb = climb  # type: ignore[assignment]
+
+        def look() -> int:
+            reads.lanes.came("o", 1_000)
+            reads.lanes._look()
+            return len(climb.rates)
+
+        assert [look(), look()] == [0, 1]
+        assert [look() for _ in range(5)] == [1] * 5  # eight are still at it, and four are wanted
+        for task in first[:4]:
+            task.cancel()
+        await settle()
+        assert len(reads.order) == 8
+        assert [look(), look(), look()] == [1, 2, 3]
+        for task in (*first, *rest):
+            task.cancel()
+        await asyncio.gather(*first, *rest, return_exceptions=True)
+
+    asyncio.run(story())
+
+
+def test_an_origin_that_answers_slowly_is_measured_over_longer_moments() -> None:
+    async def story() -> None:
+        reads = Reads(2)
+        tasks = [reads.start(str(n)) for n in range(5)]
+        await settle()
+        climb = Moments(2)
+        reads.lanes._lane("o").climb = climb  # type: ignore[assignment]
+        for count in (1_000, 0, 0, 500, 0, 500):
+            reads.lanes.came("o", count)
+            reads.lanes._look()
+        assert len(climb.rates) == 2
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(story())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -119,6 +120,46 @@ def test_silence_is_unavailable_after_the_idle_time(origin: ScriptedOrigin, fd: 
     assert os.pread(fd, len(DATA), 0) == DATA[START : START + 300_000]
 
 
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOSYS, errno.EINVAL])
+def test_a_sandbox_that_knows_no_splice_is_no_origin_that_is_gone(
+    origin: ScriptedOrigin, fd: int, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "splice", refused)
+    bucket, found = read_by(origin)
+    with bucket.open(found, START, STOP) as body, mover(body, STOP - START) as way:
+        assert b"".join(moved(way, fd, STOP - START)) == DATA[START:STOP]
+
+
+def test_what_splice_will_not_show_is_received() -> None:
+    """Behind an urgent byte there is something to read, and `splice` says that there is not."""
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listening:
+
+        def serve() -> None:
+            with contextlib.closing(listening.accept()[0]) as there:
+                there.recv(65_536)
+                there.sendall(f"HTTP/1.1 206 x\r\nContent-Length: {len(DATA)}\r\n"
+                              f"Content-Range: bytes 0-{len(DATA) - 1}/{len(DATA) + 1}\r\n\r\n".encode())  # fmt: skip
+                there.sendall(DATA[:100_000])
+                there.send(b"!", socket.MSG_OOB)
+                there.sendall(DATA[100_000:])
+
+        server = threading.Thread(target=serve)
+        server.start()
+        at = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        reads = OriginSettings.model_validate({"endpoint_url": at, "unsigned": True})
+        bucket = S3Origin(client_for(reads, Settings()), "bucket", "urgent")
+        fd = os.memfd_create("urgent")
+        try:
+            with bucket.open(OriginObject("k", len(DATA) + 1, ""), 0, len(DATA)) as body, mover(body, len(DATA)) as way:
+                assert b"".join(moved(way, fd, len(DATA))) == DATA
+        finally:
+            os.close(fd)
+            server.join(30)
+
+
 class FromSocket:
     """A body whose bytes are in a socket already."""
 
@@ -174,6 +215,18 @@ def test_without_a_descriptor_for_a_pipe_it_is_copied(body: SplicedBody, fd: int
     monkeypatch.setattr(os, "pipe2", none_left)
     with mover(body, len(DATA)) as way:
         assert isinstance(way, Copying)
+        assert b"".join(moved(way, fd, len(DATA))) == DATA
+
+
+def test_with_no_room_for_a_large_pipe_it_is_copied(body: SplicedBody, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def many(*_: object) -> int:
+        raise PermissionError(errno.EPERM, "pipe-user-pages-soft")
+
+    monkeypatch.setattr(fcntl, "fcntl", many)
+    before = len(os.listdir("/proc/self/fd"))
+    with mover(body, len(DATA)) as way:
+        assert isinstance(way, Copying)
+        assert len(os.listdir("/proc/self/fd")) == before
         assert b"".join(moved(way, fd, len(DATA))) == DATA
 
 

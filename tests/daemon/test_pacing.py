@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hotshelf_daemon.ingest.pacing import CALM_S, FIRST, PATIENCE, Climb, Rate
+from hotshelf_daemon.ingest.pacing import CALM_S, FEWEST, FIRST, PATIENCE, Climb, Rate
 
 MOMENT_S = 0.1
 
@@ -78,23 +78,30 @@ def test_an_origin_that_has_become_another_one_is_climbed_anew() -> None:
     assert origin.moments(15) == 64 > settled
 
 
-def test_an_origin_that_is_as_fast_with_fewer_keeps_the_fewest() -> None:
-    origin = Origin(Climb(64), each=300e6, total=600e6)
-    assert origin.moments(20) == 2
+def test_an_origin_that_is_as_fast_with_fewer_keeps_few() -> None:
+    assert Origin(Climb(64), each=300e6, total=600e6).moments(20) == FEWEST
+    assert Origin(Climb(8), each=300e6, total=600e6).moments(20) == FEWEST
 
 
 def test_an_origin_that_is_faster_with_fewer_is_held_to_what_they_brought() -> None:
     origin = Origin(Climb(16), each=1e9, total=500e6)
     origin.moments(2)  # eight, then sixteen: no more
     origin.total = 900e6  # the processors have nothing else to do now
-    assert origin.moments(3) == 2
-    origin.total = 600e6
-    assert origin.moments(2) == 4
+    assert origin.moments(3) == FEWEST
+    origin.total = 530e6
+    assert origin.moments(3) == 8
 
 
-def test_what_falls_when_fewer_are_tried_goes_back_at_once() -> None:
+def test_what_falls_when_fewer_are_tried_goes_back_at_once_and_is_not_tried_again() -> None:
     origin = Origin(Climb(64), each=60e6, total=480e6)
     assert [origin.moments(1) for _ in range(4)] == [16, 4, 8, 8]
+    assert FEWEST not in [origin.moments(1) for _ in range(3 * PATIENCE)]
+
+
+def test_what_more_have_helped_is_not_given_up_for_fewer() -> None:
+    origin = Origin(Climb(16), each=60e6)
+    assert origin.moments(5) == 16
+    assert min(origin.moments(1) for _ in range(3 * PATIENCE)) == 16
 
 
 class Clock:

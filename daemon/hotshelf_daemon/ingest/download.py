@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -22,6 +20,7 @@ from hotshelf_daemon.ingest.frontier import Frontier
 from hotshelf_daemon.ingest.lanes import Lanes
 from hotshelf_daemon.ingest.pacing import Pace, Rate
 from hotshelf_daemon.ingest.segment import Job, Meter, Run
+from hotshelf_daemon.ingest.threads import begun, through, told
 from hotshelf_daemon.objects import OriginObject
 from hotshelf_daemon.origin import Corrupted, Origin
 from hotshelf_daemon.plan import Cut
@@ -77,7 +76,7 @@ class Downloads:
         self._lanes = Lanes(self._fetch.connections, settings.connections_of)
         self._rate = Rate(settings.prefetch.max_rate)
         self._threads = ThreadPoolExecutor(SPARE_THREADS * self._fetch.connections, "fetch", initializer=durable.be_modest)
-        self._hashing = _begun("hash", min(HASHING_THREADS, os.cpu_count() or 1))
+        self._hashing = begun("hash", min(HASHING_THREADS, os.cpu_count() or 1))
         self._asking = ThreadPoolExecutor(ASKING_THREADS, "ask")
 
     async def download(self, task: Task) -> Downloaded:
@@ -92,12 +91,12 @@ class Downloads:
         try:
             done = await self._trusted(job, task.row) if resumed else []
             await self._fetch_all(job, task, done)
-            kept_there = await _told(asked)
+            kept_there = await told(asked, TOLD_WITHIN_S)
             judged = await self._in_thread(job, lambda: self._judged(job, task.row, kept_there))
         except BaseException:
             if asked is not None:
                 asked.cancel()
-            await _through(job.halt)  # threads may still be at it
+            await through(job.halt)  # threads may still be at it
             os.close(fd)
             raise
         took = {"seconds": round(job.last_at - began, 3), "verdict_ms": round(1e3 * (time.monotonic() - job.last_at), 1)}
@@ -133,7 +132,7 @@ class Downloads:
             async with self._lanes.take(task.origin.label, task.is_prefetch):
                 return await self._in_thread(job, bring, wait=False)
         except BaseException:
-            await _through(job.halt)
+            await through(job.halt)
             if job.fd >= 0:
                 os.close(job.fd)
             raise
@@ -255,13 +254,6 @@ class Downloads:
             raise
 
 
-def _begun(name: str, count: int) -> ThreadPoolExecutor:
-    """A pool with all of its threads: later ones would be as modest as the thread whose work they begin for."""
-    pool, together = ThreadPoolExecutor(count, name), threading.Barrier(count)
-    wait([pool.submit(together.wait) for _ in range(count)])
-    return pool
-
-
 class _Traffic:
     """One download among all: prefetch stands still while anybody waits for something else, and keeps to its rate."""
 
@@ -287,19 +279,3 @@ class _Traffic:
             else:
                 self._lanes.idle.wait(LOOK_S)
         return waited
-
-
-async def _told(asked: Future[int | None] | None) -> int | None:
-    """What was answered by now, or in a moment. Not to know is no failure, whatever the reason."""
-    if asked is not None:
-        with contextlib.suppress(Exception):
-            return await asyncio.wait_for(asyncio.wrap_future(asked), TOLD_WITHIN_S)
-    return None
-
-
-async def _through(work: Callable[[], object]) -> None:
-    """To its end on a thread, however often the caller is cancelled meanwhile."""
-    done = asyncio.get_running_loop().run_in_executor(None, work)
-    while not done.done():
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.shield(done)

@@ -141,9 +141,13 @@ class Lanes:
         self._looking = None
         now = time.monotonic()
         for name, lane in self._lanes.items():
-            there = sum(lane.parts.copy().values())
-            full = lane.demand >= self.limit(name) and any(wait.origin == name for wait in self._waiting)
-            if full and lane.full and there > lane.seen:
+            there, limit = sum(lane.parts.copy().values()), self.limit(name)
+            # More than the limit are at work for a while after it sank: what they bring says nothing of the new one.
+            full = lane.demand == limit and any(wait.origin == name for wait in self._waiting)
+            if full and lane.full:
+                if there == lane.seen:
+                    continue  # it answers slowly: a longer moment
                 lane.climb.moment((there - lane.seen) / (now - lane.seen_at), now)
-            lane.full, lane.seen, lane.seen_at = full and there > lane.seen, there, now
+            lane.full = full and there > lane.seen and self.limit(name) == limit
+            lane.seen, lane.seen_at = there, now
         self._grant()

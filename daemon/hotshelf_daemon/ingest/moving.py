@@ -51,18 +51,29 @@ def mover(body: Body, count: int) -> Iterator[Mover]:
     if count < SPLICED_BYTES or not isinstance(body, SplicedBody):
         yield Copying(body)
         return
-    try:
-        reading, writing = os.pipe2(os.O_CLOEXEC)
-    except OSError:  # no descriptors left: one can do without
+    if (pipe := _pipe()) is None:
         yield Copying(body)
         return
     try:
-        with contextlib.suppress(OSError):  # this user has many pipes already
-            fcntl.fcntl(writing, _F_SETPIPE_SZ, PIPE_BYTES)
-        yield Splicing(body, reading, writing)
+        yield Splicing(body, *pipe)
     finally:
-        os.close(reading)
-        os.close(writing)
+        for end in pipe:
+            os.close(end)
+
+
+def _pipe() -> tuple[int, int] | None:
+    """One of PIPE_BYTES: a smaller one is dearer than a copy. None without descriptors, or when this user has many pipes."""
+    try:
+        pipe = os.pipe2(os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.fcntl(pipe[0], _F_SETPIPE_SZ, PIPE_BYTES)
+    except OSError:
+        for end in pipe:
+            os.close(end)
+        return None
+    return pipe
 
 
 class Copying:

@@ -19,6 +19,8 @@ from hotshelf_daemon.ingest.segment import Job, Run
 FIRST = 8
 #: What another step must bring, to be worth its connections.
 GAIN = 1.1
+#: What nobody goes below of its own accord: small files that wait for an answer each would wait one after another.
+FEWEST = 4
 #: Fewer are tried for so many moments, and must bring this share of the best on the average; below `LOSS` at once is no use.
 TRIES = 3
 KEPT = 0.95
@@ -43,14 +45,16 @@ class _Step(Enum):
 
 @dataclass(slots=True)
 class Climb:
-    """As few connections as bring the most: doubled while goodput rises, then halved while it does not fall; halved when
-    the origin refuses. What is no faster with more is dearer with more: processors change hands between them."""
+    """As few connections as bring the most: doubled while goodput rises, halved when that never helped and fewer bring as
+    much, and halved when the origin refuses. Processors change hands between connections that are too many."""
 
     most: int
     limit: int = field(init=False)
     _best: float = 0.0
     _before: int = field(init=False)
     _step: _Step = field(init=False, default=_Step.UP)
+    #: Fewer than these brought less.
+    _needed: int = 1
     _fallen: int = 0
     _quiet_moments: int = 0
     _tried: list[float] = field(default_factory=list)
@@ -60,57 +64,63 @@ class Climb:
         self.limit = self._before = min(FIRST, self.most)
 
     def moment(self, rate: float, now: float) -> None:
-        """A moment in which all connections were at work brought `rate` bytes a second."""
+        """A moment in which exactly these connections were at work brought `rate` bytes a second."""
         if now - self._refused_at < CALM_S:
             return
         if self._step is _Step.UP:
             self._climb(rate)
-            return
-        if self._step is _Step.DOWN:
+        elif self._step is _Step.DOWN:
             self._descend(rate)
-            return
-        self._fallen = self._fallen + 1 if rate < FALL * self._best else 0
-        self._quiet_moments += 1
-        if self._fallen >= 3 or self._quiet_moments >= PATIENCE:
-            self._best, self._step = rate, _Step.UP
-            self._try_more()
+        else:
+            self._stay(rate)
 
     def refused(self, now: float) -> None:
         if now - self._refused_at >= REFUSALS_S:
             self.limit = self._before = max(1, self.limit // 2)
-            self._best, self._step, self._refused_at = 0.0, _Step.UP, now
+            self._best, self._needed, self._step, self._refused_at = 0.0, 1, _Step.UP, now
 
     def _climb(self, rate: float) -> None:
         if rate < GAIN * self._best:
             self.limit = self._before
             self._try_fewer()
             return
+        if self._best:
+            self._needed = self.limit
         self._best, self._before = rate, self.limit
         self._try_more()
 
     def _try_more(self) -> None:
         self._before, self.limit = self.limit, min(self.most, 2 * self.limit)
         if self.limit == self._before:
-            self._settle()
+            self._try_fewer()
 
     def _descend(self, rate: float) -> None:
         self._tried.append(rate)
         brought = statistics.mean(self._tried)
         if rate < LOSS * self._best or (len(self._tried) == TRIES and brought < KEPT * self._best):
-            self.limit = self._before
+            self.limit = self._needed = self._before
             self._settle()
         elif len(self._tried) == TRIES:
             self._best = max(self._best, brought)
             self._try_fewer()
 
     def _try_fewer(self) -> None:
-        self._before, self.limit = self.limit, max(1, self.limit // 2)
+        self._before, self.limit = self.limit, min(self.limit, max(self.limit // 2, self._needed, FEWEST))
         self._step, self._tried = _Step.DOWN, []
         if self.limit == self._before:
             self._settle()
 
     def _settle(self) -> None:
         self._step, self._fallen, self._quiet_moments = _Step.STAY, 0, 0
+
+    def _stay(self, rate: float) -> None:
+        self._fallen = self._fallen + 1 if rate < FALL * self._best else 0
+        self._quiet_moments += 1
+        if self._fallen >= 3:
+            self._needed = 1  # it is another origin by now
+        if self._fallen >= 3 or self._quiet_moments >= PATIENCE:
+            self._best, self._step = rate, _Step.UP
+            self._try_more()
 
 
 class Rate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -239,14 +240,16 @@ def _pour(job: Job, run: Run, ticket: int) -> None:
 
 def _put(job: Job, run: Run, way: Mover, taken: int) -> None:
     """The run's next bytes, into the file and into the sums."""
-    crc = run.crc
+    crc, seen = run.crc, 0
     try:
         with job.writing:
             way.put(job.fd, run.at)
         for piece in way.pieces(job.fd, run.at):
-            crc = crc64nvme(piece, crc)
+            crc, seen = crc64nvme(piece, crc), seen + len(piece)
             if run.owns_hash:
                 job.frontier.feed(piece)
+        if seen != taken:
+            raise OSError(errno.EIO, f"{taken} bytes were written and {seen} are there")
     except OSError as error:
         raise as_ours(error, "writing a download") from error
     run.crc, run.at = crc, run.at + taken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import select
 import socket
@@ -18,8 +19,10 @@ from hotshelf_daemon.origin.port import Corrupted
 #: A read returns what has come after this long: a slow connection is to be seen as slow, and not as silent.
 LINGER_S = 0.25
 READ_BYTES = 256 << 10
-#: What fits every pipe.
-LEAST_PIPE_BYTES = 64 << 10
+#: What goes through our memory all the same, at a time: no pipe that is worth it is smaller.
+COPIED_BYTES = 64 << 10
+#: What a kernel or a sandbox says that cannot splice from this socket.
+CANNOT_SPLICE = {errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP}
 _CHECKSUMS: dict[str, tuple[Callable[[Any, int], int], int]] = {
     "x-amz-checksum-crc64nvme": (checksums.crc64nvme, 8),
     "x-amz-checksum-crc32c": (checksums.crc32c, 4),
@@ -114,6 +117,7 @@ class PlainBody(StreamedBody):
         self._readable.register(self._socket, select.POLLIN)
         #: Whether bytes may wait in Python's buffer, where they came with the head of the answer.
         self._is_new = True
+        self._can = True
 
     def splice(self, pipe: int, most: int, /) -> int:
         return self._gather(
@@ -121,23 +125,34 @@ class PlainBody(StreamedBody):
         )
 
     def _move(self, pipe: int, count: int, there: int) -> int:
-        if not count or (self._is_new and there):
+        """More bytes into the pipe; 0 at the end, when no more fit, and when those that are there have waited long enough."""
+        count = min(count, self._response.length or 0)
+        if not count or (there and (self._is_new or not self._can)):
             return 0
         if self._is_new:
             held = self._response.fp.peek()
-            self._is_new = len(held) > min(count, LEAST_PIPE_BYTES)
-            return os.write(pipe, self._response.fp.read1(min(count, len(held), LEAST_PIPE_BYTES)))
-        while True:
+            self._is_new = len(held) > min(count, COPIED_BYTES)
+            return os.write(pipe, self._response.fp.read1(min(count, len(held), COPIED_BYTES)))
+        while self._can:
             try:
                 return os.splice(self._socket.fileno(), pipe, count, flags=os.SPLICE_F_NONBLOCK)
             except BlockingIOError:
-                if there and self._readable.poll(0):
-                    return 0  # more has come, and the pipe has no room for it
+                if self._readable.poll(0):  # the pipe has no room for it, or it comes to `recv` only
+                    return 0 if there else self._copied(pipe, count)
+            except OSError as error:
+                if error.errno not in CANNOT_SPLICE:
+                    raise
+                self._can = False
+                break
             wait_s = LINGER_S if there else self._socket.gettimeout()
             if not self._readable.poll(None if wait_s is None else 1e3 * wait_s):
                 if there:
                     return 0
                 raise TimeoutError("timed out")
+        return self._copied(pipe, count)
+
+    def _copied(self, pipe: int, count: int) -> int:
+        return os.write(pipe, self._socket.recv(min(count, COPIED_BYTES)))
 
     def _moved(self, taken: int) -> int:
         return _counted_off(self._response, self._stream._raw_stream, taken) if taken else 0
