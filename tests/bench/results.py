@@ -23,8 +23,12 @@ def machine() -> str:
 
 
 def save(name: str, measured: dict[str, Any]) -> None:
+    """What was measured before on the same machine, and not now, stays."""
+    path = FOLDER / f"{name}.json"
     FOLDER.mkdir(exist_ok=True)
-    (FOLDER / f"{name}.json").write_text(json.dumps({"machine": machine(), **measured}, indent=1) + "\n")
+    before = json.loads(path.read_text()) if path.exists() else {}
+    kept = before if before.get("machine") == machine() else {}
+    path.write_text(json.dumps({**kept, "machine": machine(), **measured}, indent=1) + "\n")
 
 
 def spread(values: Sequence[float]) -> list[float]:
