@@ -99,8 +99,8 @@ def test_only_one_thread_owns_the_hash_and_only_at_the_frontier(fd: int) -> None
     assert frontier.own(5)
 
 
-def test_where_there_are_threads_for_it_nobody_else_hashes(fd: int) -> None:
-    assert not Frontier(fd, len(DATA), aside=lambda _: None).own(0)
+def test_where_others_are_to_hash_nobody_owns_it(fd: int) -> None:
+    assert not Frontier(fd, len(DATA), aside=lambda _: None, inline=lambda: False).own(0)
 
 
 def test_a_digest_is_never_given_for_a_part(fd: int) -> None:

@@ -2,9 +2,9 @@
 
     python -m tests.servers.paced ROOT PORT FIRST_BYTE_S CONNECTION_RATE TOTAL_RATE MOST_AT_ONCE
 
-Range, ETag and If-Match over a folder, sent by sendfile from a process of its own, so that it takes next to no time itself.
-nginx's `limit_rate` would not do: it lets the first second's bytes through at once, for each request. Rates are in bytes a
-second, 0 is none; more than MOST_AT_ONCE requests at once are answered 503 (0: as many as come).
+Range, ETag and If-Match over a folder, sent by sendfile from a process of its own; the kernel paces each connection, so that
+it takes next to no time itself. nginx's `limit_rate` would not do: it lets the first second's bytes through at once, for each
+request. Rates are in bytes a second, 0 is none; more than MOST_AT_ONCE requests at once are answered 503 (0: as many as come).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tests.servers.child import Child, clean_environment
 from tests.servers.ports import free_ports
 
 SLICE_BYTES = 256 << 10
+_SO_MAX_PACING_RATE = 47
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)\Z")
 
 
@@ -32,14 +33,14 @@ class Pace:
     """Lets bytes through at a rate. Thread-safe; never more than a moment's worth at once."""
 
     def __init__(self, rate: float) -> None:
-        self._rate, self._lock, self._due = rate, threading.Lock(), 0.0
+        self.rate, self._lock, self._due = rate, threading.Lock(), 0.0
 
     def wait(self, count: int) -> None:
-        if not self._rate:
+        if not self.rate:
             return
         with self._lock:
             now = time.monotonic()
-            self._due = max(self._due, now - 0.002) + count / self._rate
+            self._due = max(self._due, now - 0.002) + count / self.rate
             wait = self._due - now
         if wait > 0:
             time.sleep(wait)
@@ -57,6 +58,8 @@ class _Handler(BaseHTTPRequestHandler):
     def setup(self) -> None:
         super().setup()
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.connection_rate:
+            self.connection.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, int(self.connection_rate))
 
     def do_HEAD(self) -> None:
         self._answer(body=False)
@@ -96,11 +99,9 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
     def _send(self, path: pathlib.Path, at: int, stop: int) -> None:
-        own = Pace(self.connection_rate)
         with open(path, "rb") as file:
             while at < stop:
-                count = min(SLICE_BYTES, stop - at)
-                own.wait(count)
+                count = min(SLICE_BYTES, stop - at) if self.total.rate else stop - at
                 self.total.wait(count)
                 at += os.sendfile(self.connection.fileno(), file.fileno(), at, count)
 

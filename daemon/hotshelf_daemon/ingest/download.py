@@ -40,6 +40,8 @@ SMALL_BYTES = 1 << 20
 SPARE_REQUESTS = 2
 #: Each keeps a buffer of some megabytes for good, and reads more than any origin sends.
 HASHING_THREADS = 8
+#: Who answers workers goes first, then who hashes: what lags behind leaves the cache, and is dear to read again.
+HASH_NICE, FETCH_NICE = 5, 10
 #: Threads that ask for checksums, and how long a file that is complete waits for an answer, seconds: one can do without.
 ASKING_THREADS = 4
 TOLD_WITHIN_S = 1.0
@@ -75,8 +77,10 @@ class Downloads:
         self._shelf, self._fetch = shelf, settings.fetch
         self._lanes = Lanes(self._fetch.connections, settings.connections_of)
         self._rate = Rate(settings.prefetch.max_rate)
-        self._threads = ThreadPoolExecutor(SPARE_THREADS * self._fetch.connections, "fetch", initializer=durable.be_modest)
-        self._hashing = begun("hash", min(HASHING_THREADS, os.cpu_count() or 1))
+        self._threads = ThreadPoolExecutor(SPARE_THREADS * self._fetch.connections, "fetch", durable.be_modest, (FETCH_NICE,))
+        self._hashing_threads = min(HASHING_THREADS, os.cpu_count() or 1)
+        self._hashing = begun("hash", self._hashing_threads, HASH_NICE)
+        self._in_ranges = 0
         self._asking = ThreadPoolExecutor(ASKING_THREADS, "ask")
 
     async def download(self, task: Task) -> Downloaded:
@@ -157,7 +161,14 @@ class Downloads:
             task.origin,
             task.object,
             fd,
-            Frontier(fd, task.row.size, keep=task.keep, aside=None if loose else self._hashing.submit),
+            Frontier(
+                fd,
+                task.row.size,
+                keep=task.keep,
+                aside=None if loose else self._hashing.submit,
+                # Where there are as many files as processors, each is hashed while it is warm, and none holds up another.
+                inline=lambda: loose or self._in_ranges >= self._hashing_threads,
+            ),
             task.meter,
             self._fetch.attempts,
             traffic=_Traffic(self._lanes, self._rate, task),
@@ -182,6 +193,7 @@ class Downloads:
                 if journalled:
                     await self._shelf.index.write_brief(lambda db: ingests.journal(db, row.id, SegmentRow(*span, crc)))  # noqa: B023
 
+        self._in_ranges += 1
         try:
             async with asyncio.TaskGroup() as group:
                 # One more than can be at it: only while somebody waits is it known that all connections are at work.
@@ -189,6 +201,8 @@ class Downloads:
                     group.create_task(one_after_another())
         except BaseExceptionGroup as failures:
             raise first_failure(failures) from failures
+        finally:
+            self._in_ranges -= 1
 
     def _ask(self, task: Task) -> Future[int | None] | None:
         """Asks the origin what all the bytes come to, where no manifest says it better."""

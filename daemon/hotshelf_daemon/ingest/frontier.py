@@ -30,15 +30,21 @@ _thread = threading.local()
 
 class Frontier:
     """`keep` says whether the pages stay in the page cache, for whoever loads the file next. `aside` runs work elsewhere;
-    without it whoever closes a gap hashes what it can."""
+    without it whoever closes a gap hashes what it can. `inline` says whether who writes at the frontier is to hash."""
 
     def __init__(
-        self, fd: int, size: int, *, keep: bool = True, aside: Callable[[Callable[[], None]], object] | None = None
+        self,
+        fd: int,
+        size: int,
+        *,
+        keep: bool = True,
+        aside: Callable[[Callable[[], None]], object] | None = None,
+        inline: Callable[[], bool] = lambda: True,
     ) -> None:
         self._fd = fd
         self._size = size
         self._keep = keep
-        self._aside = aside
+        self._aside, self._inline = aside, inline
         self._forgotten = 0
         self._hash = hashlib.sha256()
         self._at = 0
@@ -52,7 +58,7 @@ class Frontier:
     def own(self, start: int) -> bool:
         """Takes the hash for bytes from `start` on, if they are the next ones and nobody has it."""
         with self._lock:
-            if self._aside is not None or self._owned or self._at != start:
+            if self._owned or self._at != start or not self._inline():
                 return False
             self._owned = True
             return True

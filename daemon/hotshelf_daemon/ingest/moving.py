@@ -19,6 +19,8 @@ from hotshelf_daemon.store.durable import pwrite_all
 
 #: Small enough for a processor's cache; writes of a megabyte cost seven times as much on kernels with large folios.
 BUFFER_BYTES = 256 << 10
+#: So much is written at once out of a pipe, for the same reason.
+WRITTEN_BYTES = 128 << 10
 #: What is shorter is not worth a pipe.
 SPLICED_BYTES = 64 << 10
 #: As much as an unprivileged user may have in a pipe.
@@ -108,7 +110,7 @@ class Splicing:
         stop = at + self._held
         while self._can and at < stop:
             try:
-                at += os.splice(self._reading, fd, stop - at, offset_dst=at)
+                at += os.splice(self._reading, fd, min(stop - at, WRITTEN_BYTES), offset_dst=at)
             except OSError as error:
                 if error.errno not in _CANNOT:
                     raise

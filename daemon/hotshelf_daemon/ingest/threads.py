@@ -9,12 +9,15 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
+from hotshelf_daemon.store import durable
+
 T = TypeVar("T")
 
 
-def begun(name: str, count: int) -> ThreadPoolExecutor:
+def begun(name: str, count: int, niceness: int) -> ThreadPoolExecutor:
     """A pool with all of its threads: later ones would be as modest as the thread whose work they begin for."""
-    pool, together = ThreadPoolExecutor(count, name), threading.Barrier(count)
+    pool = ThreadPoolExecutor(count, name, durable.be_modest, (niceness,))
+    together = threading.Barrier(count)
     try:
         wait([pool.submit(together.wait) for _ in range(count)])
     except BaseException:  # no more threads to be had

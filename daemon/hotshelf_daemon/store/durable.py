@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from hotshelf_shared.errors import DaemonUnavailable, HotshelfError, InsufficientSpace
 
 READ_ONLY_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-MODEST = 5
 _RENAME_NOREPLACE = 1
 _SYNC_FILE_RANGE_WRITE = 2
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -84,10 +83,10 @@ def seal(fd: int, *, keep: bool = True) -> None:
         os.close(fd)
 
 
-def be_modest() -> None:
+def be_modest(niceness: int) -> None:
     """This thread goes after the others when processors are short: those that answer workers, above all."""
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), MODEST)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
 
 def start_writeback(fd: int, start: int, stop: int) -> None:
