@@ -11,7 +11,7 @@ from tests.bench.results import FOLDER
 #: Names of workloads as a reader wants them.
 TITLES = {
     "one": "one file of 2 GiB",
-    "flux": "a Flux-shaped set, 3 GiB",
+    "flux": "a Flux-shaped set, 3 GB",
     "loras": "32 LoRAs of 64 MiB",
     "small": "500 files of 32 KiB",
 }
@@ -23,7 +23,7 @@ def draw(results: dict[str, Any], path: str) -> None:
     from matplotlib import pyplot
 
     names = [name for name in TITLES if name in results]
-    figure, panels = pyplot.subplots(1, len(names), figsize=(4.2 * len(names), 3.6), squeeze=False)
+    figure, panels = pyplot.subplots(1, len(names), figsize=(4.2 * len(names), 3.8), squeeze=False)
     for panel, name in zip(panels[0], names, strict=True):
         peers = sorted(results[name]["peers"].items(), key=lambda item: item[1]["GB/s verified"])
         at = range(len(peers))
@@ -36,8 +36,8 @@ def draw(results: dict[str, Any], path: str) -> None:
         panel.set_xlabel("GB/s (dark: with sha256)", fontsize=9)
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(labelsize=9)
-    figure.suptitle(f"from a local origin to synced files — {results['machine']}", fontsize=9, color="#555555", y=0.02)
-    figure.tight_layout(rect=(0, 0.04, 1, 1))
+    figure.suptitle(f"from a local origin to synced files — {results['machine']}", fontsize=9, color="#555555", y=0.06)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(path, dpi=120)
 
 

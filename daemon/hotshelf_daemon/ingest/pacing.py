@@ -21,7 +21,7 @@ FIRST = 8
 GAIN = 1.1
 #: What nobody goes below of its own accord: small files that wait for an answer each would wait one after another.
 FEWEST = 4
-#: Fewer are tried for so many moments, and must bring this share of the best on the average; below `LOSS` at once is no use.
+#: Another number is tried for so many moments. Fewer must bring this share of the best; less than `LOSS` is not tried again.
 TRIES = 3
 KEPT = 0.95
 LOSS = 0.8
@@ -80,19 +80,21 @@ class Climb:
             self._best, self._needed, self._step, self._refused_at = 0.0, 1, _Step.UP, now
 
     def _climb(self, rate: float) -> None:
-        if rate < GAIN * self._best:
+        if rate >= GAIN * self._best:
+            if self._best:
+                self._needed = self.limit
+            self._best, self._before = rate, self.limit
+            self._try_more()
+            return
+        self._tried.append(rate)
+        if len(self._tried) == TRIES:  # one moment says little: new connections wait for their first byte
             self.limit = self._before
             self._try_fewer()
-            return
-        if self._best:
-            self._needed = self.limit
-        self._best, self._before = rate, self.limit
-        self._try_more()
 
     def _try_more(self) -> None:
-        self._before, self.limit = self.limit, min(self.most, 2 * self.limit)
+        self._before, self.limit, self._tried = self.limit, min(self.most, 2 * self.limit), []
         if self.limit == self._before:
-            self._try_fewer()
+            self._settle()
 
     def _descend(self, rate: float) -> None:
         self._tried.append(rate)
