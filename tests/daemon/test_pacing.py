@@ -106,20 +106,6 @@ def test_one_bad_moment_of_more_does_not_condemn_them() -> None:
     assert origin.moments(20) == 12
 
 
-def test_one_good_moment_of_more_does_not_keep_them() -> None:
-    climb = Climb(16)
-    for rate in (100e6, 112e6, 100e6, 100e6, *[100e6] * 20):
-        climb.moment(rate, 100.0)
-    assert climb.limit == FEWEST
-
-
-def test_at_the_most_fewer_are_tried_when_the_origin_has_become_another_one() -> None:
-    origin = Origin(Climb(16), each=60e6)
-    assert origin.moments(10) == 16
-    origin.total = 200e6
-    assert origin.moments(10) == FEWEST
-
-
 def test_what_more_have_helped_is_not_given_up_for_fewer() -> None:
     origin = Origin(Climb(16), each=60e6)
     assert origin.moments(5) == 16

@@ -19,8 +19,6 @@ from hotshelf_daemon.ingest.segment import Job, Run
 FIRST = 8
 #: What another step must bring, to be worth its connections.
 GAIN = 1.1
-#: What is believed of a single moment.
-CLEAR = 1.5
 #: What nobody goes below of its own accord: small files that wait for an answer each would wait one after another.
 FEWEST = 4
 #: Another number is tried for so many moments. Fewer must bring this share of the best; less than `LOSS` is not tried again.
@@ -82,20 +80,16 @@ class Climb:
             self._best, self._needed, self._step, self._refused_at = 0.0, 1, _Step.UP, now
 
     def _climb(self, rate: float) -> None:
-        # One moment says little: bytes come in lumps, and new connections wait for their first. A great leap says enough.
+        if rate >= GAIN * self._best:
+            if self._best:
+                self._needed = self.limit
+            self._best, self._before = rate, self.limit
+            self._try_more()
+            return
         self._tried.append(rate)
-        if rate < CLEAR * self._best:
-            if len(self._tried) < TRIES:
-                return
-            rate = statistics.median(self._tried)
-        if rate < GAIN * self._best:
+        if len(self._tried) == TRIES:  # one moment says little: new connections wait for their first byte
             self.limit = self._before
             self._try_fewer()
-            return
-        if self._best:
-            self._needed = self.limit
-        self._best = rate
-        self._try_more()
 
     def _try_more(self) -> None:
         self._before, self.limit, self._tried = self.limit, min(self.most, 2 * self.limit), []
@@ -119,20 +113,16 @@ class Climb:
             self._settle()
 
     def _settle(self) -> None:
-        self._step, self._fallen, self._quiet_moments, self._tried = _Step.STAY, 0, 0, []
+        self._step, self._fallen, self._quiet_moments = _Step.STAY, 0, 0
 
     def _stay(self, rate: float) -> None:
-        self._tried = [*self._tried, rate][-TRIES:]
         self._fallen = self._fallen + 1 if rate < FALL * self._best else 0
         self._quiet_moments += 1
-        if self._fallen >= TRIES:
+        if self._fallen >= 3:
             self._needed = 1  # it is another origin by now
-        if self._fallen >= TRIES or self._quiet_moments >= PATIENCE:
-            self._best, self._step = statistics.median(self._tried), _Step.UP
-            if self.limit < self.most:
-                self._try_more()
-            else:
-                self._try_fewer()
+        if self._fallen >= 3 or self._quiet_moments >= PATIENCE:
+            self._best, self._step = rate, _Step.UP
+            self._try_more()
 
 
 class Rate:
