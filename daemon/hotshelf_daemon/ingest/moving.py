@@ -7,14 +7,13 @@ is checked is then read back from the file while it is still warm.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import threading
 from collections.abc import Iterator
 from typing import Protocol
 
-from hotshelf_daemon.origin import Body, SplicedBody
+from hotshelf_daemon.origin import CANNOT_SPLICE, Body, SplicedBody
 from hotshelf_daemon.store.durable import pwrite_all
 
 #: Small enough for a processor's cache; writes of a megabyte cost seven times as much on kernels with large folios.
@@ -26,8 +25,6 @@ SPLICED_BYTES = 64 << 10
 #: As much as an unprivileged user may have in a pipe.
 PIPE_BYTES = 1 << 20
 _F_SETPIPE_SZ = 1031
-#: What a file system, a kernel or a sandbox says that does not know how.
-_CANNOT = {errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP}
 _thread = threading.local()
 
 
@@ -112,7 +109,7 @@ class Splicing:
             try:
                 at += os.splice(self._reading, fd, min(stop - at, WRITTEN_BYTES), offset_dst=at)
             except OSError as error:
-                if error.errno not in _CANNOT:
+                if error.errno not in CANNOT_SPLICE:
                     raise
                 self._can = False
         while at < stop:

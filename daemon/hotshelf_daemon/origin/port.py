@@ -7,12 +7,16 @@ the object is no longer the version that was listed. Never one of the library be
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
 from hotshelf_daemon.objects import OriginObject
 from hotshelf_shared.errors import IntegrityError, OriginUnavailable
+
+#: What a file system, a kernel or a sandbox says that cannot splice.
+CANNOT_SPLICE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})
 
 
 class Changed(IntegrityError):

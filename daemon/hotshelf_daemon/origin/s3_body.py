@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import errno
 import os
 import select
 import socket
@@ -14,15 +13,13 @@ from typing import Any
 
 from awscrt import checksums
 
-from hotshelf_daemon.origin.port import Corrupted
+from hotshelf_daemon.origin.port import CANNOT_SPLICE, Corrupted
 
 #: A read returns what has come after this long: a slow connection is to be seen as slow, and not as silent.
 LINGER_S = 0.25
 READ_BYTES = 256 << 10
 #: What goes through our memory all the same, at a time: no pipe that is worth it is smaller.
 COPIED_BYTES = 64 << 10
-#: What a kernel or a sandbox says that cannot splice from this socket.
-CANNOT_SPLICE = {errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP}
 _CHECKSUMS: dict[str, tuple[Callable[[Any, int], int], int]] = {
     "x-amz-checksum-crc64nvme": (checksums.crc64nvme, 8),
     "x-amz-checksum-crc32c": (checksums.crc32c, 4),
