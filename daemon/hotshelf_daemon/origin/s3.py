@@ -27,6 +27,7 @@ from hotshelf_daemon.origin.guard import guarded
 from hotshelf_daemon.origin.port import Body, Changed, Misanswered
 from hotshelf_daemon.origin.s3_body import Promise, streamed
 from hotshelf_daemon.origin.s3_errors import EXPIRED, as_ours, translated
+from hotshelf_daemon.origin.s3_get import Getter
 from hotshelf_shared import __version__
 from hotshelf_shared.errors import IntegrityError, OriginUnavailable, TooLarge
 
@@ -98,6 +99,7 @@ class S3Origin:
         self._renew = renew
         self._renewing = threading.Lock()
         self._bucket = bucket
+        self._getter = Getter(client, bucket)
         self.label = label
         self.name = f"{client.meta.endpoint_url}/{bucket}"
 
@@ -160,7 +162,7 @@ class S3Origin:
             wanted["IfMatch"] = obj.version
         with translated(self.label, self._principal, where):
             try:
-                answer: Any = self._ask(lambda client: client.get_object(Bucket=self._bucket, Key=obj.key, **wanted))  # type: ignore[arg-type]
+                answer = self._ask(lambda client: self._getter_of(client).get(obj.key, **wanted))
             except self._client.exceptions.NoSuchKey as error:
                 raise Changed(f"{where} was listed and is not there", hint="Publish it again.") from error
         headers = answer["ResponseMetadata"].get("HTTPHeaders", {})
@@ -171,6 +173,11 @@ class S3Origin:
             yield body
         finally:
             body.close()
+
+    def _getter_of(self, client: S3Client) -> Getter:
+        if self._getter.client is not client:
+            self._getter = Getter(client, self._bucket)
+        return self._getter
 
     def _ask(self, request: Callable[[S3Client], T]) -> T:
         """Once more with fresh credentials when those in use have expired."""
