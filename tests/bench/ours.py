@@ -21,7 +21,6 @@ def fresh(folder: pathlib.Path, endpoint_url: str, *, key_id: str = "", secret: 
     signing = {"access_key_id": key_id, "secret_access_key": secret} if secret else {"unsigned": True}
     with Daemon(folder, origins={"o": {"endpoint_url": endpoint_url, **signing}}, **settings) as daemon:
         yield daemon
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def measure(folder: pathlib.Path, endpoint_url: str, source: str, **settings: Any) -> Took:

@@ -13,7 +13,6 @@ import json
 import os
 import pathlib
 import resource
-import shutil
 import subprocess
 import sys
 import time
@@ -251,15 +250,13 @@ def run(name: str, job: Job) -> Took:
 
 
 def measure(name: str, job: Job) -> Took | None:
-    """In a process of its own; None when this peer cannot do this job, or is not installed."""
+    """In a process of its own, into a new folder; None when this peer cannot do this job, or is not installed."""
     folder = pathlib.Path(job.folder)
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     done = subprocess.run(
         [sys.executable, "-m", "tests.bench.peers", name], input=json.dumps(asdict(job)), text=True,
         capture_output=True, env=clean_environment(), timeout=600,
     )  # fmt: skip
-    shutil.rmtree(folder, ignore_errors=True)
     if done.returncode:
         print(f"   {name}: left out: {(done.stderr.strip().splitlines() or ['?'])[-1]}", file=sys.stderr)
         return None
