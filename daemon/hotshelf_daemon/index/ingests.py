@@ -5,11 +5,11 @@ from __future__ import annotations
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hotshelf_daemon.objects import OriginObject
-from hotshelf_daemon.states import IngestEvent, IngestState, next_ingest_state
+from hotshelf_daemon.states import IllegalTransition, IngestEvent, IngestState, next_ingest_state
 from hotshelf_shared.digest import Digest
 
 #: What stands as the origin of bytes that a worker hands in. Their row expects no digest: no download may join them.
@@ -41,6 +41,12 @@ def new_row(origin: str, obj: OriginObject, expected: Digest | None) -> IngestRo
     return IngestRow(secrets.token_hex(16), origin, obj.key, obj.version, obj.size, expected)
 
 
+#: From a state to `committed`: a small file's row is not written to in between.
+_LEFT = {
+    IngestState.RESERVED: (IngestEvent.FETCH, IngestEvent.VERIFY, IngestEvent.COMMIT),
+    IngestState.FETCHING: (IngestEvent.VERIFY, IngestEvent.COMMIT),
+    IngestState.VERIFYING: (IngestEvent.COMMIT,),
+}
 _COLUMNS = "id, origin, key, version, size, expected, state"
 
 
@@ -52,10 +58,10 @@ def _row(values: Iterable[object]) -> IngestRow:
 
 def find(db: sqlite3.Connection, origin: str, obj: OriginObject, expected: Digest | None) -> IngestRow | None:
     """The ingest of this object, or of another object that is promised to have the same content."""
-    query = (
-        f"SELECT {_COLUMNS} FROM ingests WHERE (origin = ? AND key = ? AND version = ? AND size = ?) OR expected = ? LIMIT 1"
-    )
-    found = db.execute(query, (origin, obj.key, obj.version, obj.size, expected)).fetchone()
+    by_object = "origin = ? AND key = ? AND version = ? AND size = ?"  # an index finds it; the other looks at every row
+    found = db.execute(f"SELECT {_COLUMNS} FROM ingests WHERE {by_object}", (origin, obj.key, obj.version, obj.size)).fetchone()
+    if found is None and expected is not None:
+        found = db.execute(f"SELECT {_COLUMNS} FROM ingests WHERE expected = ? LIMIT 1", (expected,)).fetchone()
     return _row(found) if found else None
 
 
@@ -78,10 +84,26 @@ def reserve(db: sqlite3.Connection, rows: Iterable[IngestRow]) -> None:
 
 def advance(db: sqlite3.Connection, id_: str, event: IngestEvent) -> IngestState:
     """Applies one event to one ingest's row; IllegalTransition changes nothing."""
-    (state,) = db.execute("SELECT state FROM ingests WHERE id = ?", (id_,)).fetchone()
-    following = next_ingest_state(IngestState(state), event)
+    following = next_ingest_state(state(db, id_), event)
     db.execute("UPDATE ingests SET state = ?, touched_at = ? WHERE id = ?", (following.value, time.time(), id_))
     return following
+
+
+def state(db: sqlite3.Connection, id_: str) -> IngestState:
+    (found,) = db.execute("SELECT state FROM ingests WHERE id = ?", (id_,)).fetchone()
+    return IngestState(found)
+
+
+def complete(db: sqlite3.Connection, ids: Sequence[str]) -> None:
+    """Their bytes are blobs: what is left of their way, looked up for all at once, and `close`."""
+    found = list(db.execute(f"SELECT state FROM ingests WHERE id IN ({', '.join('?' * len(ids))})", ids))
+    if len(found) != len(ids):
+        raise IllegalTransition("an ingest that has no row cannot commit")
+    for (state_,) in found:
+        at = IngestState(state_)
+        for event in _LEFT[at]:
+            at = next_ingest_state(at, event)
+    close(db, ids)
 
 
 def close(db: sqlite3.Connection, ids: Iterable[str]) -> None:

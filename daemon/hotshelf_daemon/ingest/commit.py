@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hotshelf_daemon.index import blobs, handed_in, ingests, snapshots
 from hotshelf_daemon.index.ingests import IngestRow
 from hotshelf_daemon.shelf import Shelf
-from hotshelf_daemon.states import IngestEvent
 from hotshelf_daemon.store import blobs as files
 from hotshelf_shared.digest import Digest
 
@@ -39,13 +39,13 @@ class Committer:
         self._waiting: list[tuple[Verified, asyncio.Future[None]]] = []
         self._running: asyncio.Task[None] | None = None
 
-    async def commit(self, item: Verified) -> None:
-        """Returns when the blob would survive a power cut. A caller who is cancelled does not take the batch along."""
+    def commit(self, item: Verified) -> asyncio.Future[None]:
+        """Done when the blob would survive a power cut. A caller who is cancelled does not take the batch along."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, done))
         if self._running is None:
             self._running = asyncio.create_task(self._run())
-        await done
+        return done
 
     async def drain(self) -> None:
         if self._running is not None:
@@ -85,12 +85,12 @@ def _record(db: sqlite3.Connection, items: Iterable[Verified]) -> None:
     blobs.add(db, {i.digest: i.row.size for i in items}, {i.digest: i.unsafe for i in items})
     fetched = [item for item in items if item.handed_in_by is None]
     blobs.learn(db, (blobs.Learnt(i.row.origin, i.row.key, i.row.version, i.row.size, i.digest, i.unsafe) for i in fetched))
+    wanted = defaultdict[str, list[Digest]](list)
     for item in items:
-        if item.handed_in_by is None:
-            ingests.advance(db, item.row.id, IngestEvent.VERIFY)
-        ingests.advance(db, item.row.id, IngestEvent.COMMIT)
         if item.handed_in_by is not None:
             handed_in.hold(db, item.digest, item.handed_in_by)
         for resolution in item.wanted_by:
-            snapshots.want(db, resolution, [item.digest])
-    ingests.close(db, [item.row.id for item in items])
+            wanted[resolution].append(item.digest)
+    for resolution, digests in wanted.items():
+        snapshots.want(db, resolution, digests)
+    ingests.complete(db, [item.row.id for item in items])

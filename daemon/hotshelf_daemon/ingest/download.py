@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -16,11 +16,13 @@ from hotshelf_daemon.flights import first_failure
 from hotshelf_daemon.index import ingests
 from hotshelf_daemon.index.ingests import IngestRow, SegmentRow
 from hotshelf_daemon.ingest import segment
+from hotshelf_daemon.ingest.errands import Errands
 from hotshelf_daemon.ingest.frontier import Frontier
 from hotshelf_daemon.ingest.lanes import Lanes
 from hotshelf_daemon.ingest.pacing import Pace, Rate
 from hotshelf_daemon.ingest.segment import Job, Meter, Run
 from hotshelf_daemon.ingest.threads import begun, through, told
+from hotshelf_daemon.ingest.traffic import Shared
 from hotshelf_daemon.objects import OriginObject
 from hotshelf_daemon.origin import Corrupted, Origin
 from hotshelf_daemon.plan import Cut
@@ -45,17 +47,25 @@ HASH_NICE, FETCH_NICE = 5, 10
 #: Threads that ask for checksums, and how long a file that is complete waits for an answer, seconds: one can do without.
 ASKING_THREADS = 4
 TOLD_WITHIN_S = 1.0
-#: How often what stands aside for demand looks whether it may go on, seconds.
+#: How often the tail is looked at, seconds.
 LOOK_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class Downloaded:
-    """An open file that holds all bytes; what they are, and why they would execute."""
+    """An open file that holds all bytes, or one that is sealed; what they are, and why they would execute."""
 
     fd: int
     digest: Digest
     unsafe: str | None
+
+    @property
+    def is_sealed(self) -> bool:
+        return self.fd < 0
+
+    def close(self) -> None:
+        if not self.is_sealed:
+            os.close(self.fd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +91,18 @@ class Downloads:
         self._hashing_threads = min(HASHING_THREADS, os.cpu_count() or 1)
         self._hashing = begun("hash", self._hashing_threads, HASH_NICE)
         self._in_ranges = 0
+        self._errands = Errands(self._lanes, self._threads)
         self._asking = ThreadPoolExecutor(ASKING_THREADS, "ask")
+
+    def is_small(self, size: int) -> bool:
+        """Whether it is brought in one go: it is never resumed."""
+        return size <= min(SMALL_BYTES, self._fetch.segment_bytes)
 
     async def download(self, task: Task) -> Downloaded:
         """Raises what the origin's port does, and InsufficientSpace; then the file is closed and keeps what it has."""
         task.meter.parts.clear()
         task.meter.kept = 0
-        if task.row.size <= min(SMALL_BYTES, self._fetch.segment_bytes):
+        if self.is_small(task.row.size):
             return await self._in_one_go(task)
         fd, resumed = await self._opened(task.row)
         job, began = self._job(task, fd), time.monotonic()
@@ -123,18 +138,22 @@ class Downloads:
         """All of it by one thread: of a small file the steps are what costs."""
         job = self._job(task, -1)
 
-        def bring() -> Downloaded:
+        def bring(stands_aside: bool) -> Downloaded:
             with job.touching():
                 job.fd, _ = files.open_ingest(self._shelf.layout, task.row.id, task.row.size, resume=False)
                 job.frontier = Frontier(job.fd, task.row.size, keep=task.keep)
             if task.row.size:
-                segment.fetch(job, 0, task.row.size)
+                segment.carry(job, Run.of(0, task.row.size, stands_aside=stands_aside), 0)
             with job.touching():
-                return self._judged(job, task.row, None)
+                done = self._judged(job, task.row, None)
+                if done.unsafe or done.digest != (task.row.expected or done.digest):
+                    return done
+                job.fd = -1
+                _seal(done.fd, keep=task.keep)
+                return replace(done, fd=-1)
 
         try:
-            async with self._lanes.take(task.origin.label, task.is_prefetch):
-                return await self._in_thread(job, bring, wait=False)
+            return await self._errands.run(task.origin.label, task.is_prefetch, bring)
         except BaseException:
             await through(job.halt)
             if job.fd >= 0:
@@ -146,14 +165,10 @@ class Downloads:
             raise Corrupted(f"the bytes of {job.object.key} do not match the CRC-64/NVME that {job.origin.label} keeps of them")
         return Downloaded(job.fd, job.frontier.digest(), reason_by_bytes(job.fd, row.size))
 
-    async def seal(self, fd: int, *, keep: bool) -> None:
+    async def seal(self, done: Downloaded, *, keep: bool) -> None:
         """Read-only, on the disk, closed; closed also when it fails. Out of the page cache unless it is to `keep` it."""
-
-        def seal() -> None:
-            with durable.disk_errors("syncing a download"):
-                durable.seal(fd, keep=keep)
-
-        await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, seal))
+        if not done.is_sealed:
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, partial(_seal, done.fd, keep=keep)))
 
     def _job(self, task: Task, fd: int) -> Job:
         loose = not task.object.version and task.row.expected is None
@@ -171,7 +186,7 @@ class Downloads:
             ),
             task.meter,
             self._fetch.attempts,
-            traffic=_Traffic(self._lanes, self._rate, task),
+            traffic=Shared(self._lanes, self._rate, task.origin.label, task.is_prefetch),
             floor_rate=self._fetch.floor_rate,
             floor_window_s=self._fetch.idle_timeout_s,
             loose=loose,
@@ -268,28 +283,6 @@ class Downloads:
             raise
 
 
-class _Traffic:
-    """One download among all: prefetch stands still while anybody waits for something else, and keeps to its rate."""
-
-    def __init__(self, lanes: Lanes, rate: Rate, task: Task) -> None:
-        self._lanes, self._rate, self._task = lanes, rate, task
-        self._loop = asyncio.get_running_loop()
-
-    def came(self, count: int) -> None:
-        self._lanes.came(self._task.origin.label, count)
-
-    def refused(self) -> None:
-        self._loop.call_soon_threadsafe(self._lanes.refused, self._task.origin.label)
-
-    def pause(self, count: int, goes_on: Callable[[], bool]) -> bool:
-        due, waited = time.monotonic() + self._rate.wait_s(count), False
-        while goes_on() and self._task.is_prefetch():
-            left_s = due - time.monotonic()
-            if left_s <= 0 and self._lanes.idle.is_set():
-                break
-            waited = True
-            if left_s > 0:
-                time.sleep(min(left_s, LOOK_S))
-            else:
-                self._lanes.idle.wait(LOOK_S)
-        return waited
+def _seal(fd: int, *, keep: bool) -> None:
+    with durable.disk_errors("syncing a download"):
+        durable.seal(fd, keep=keep)

@@ -7,7 +7,6 @@ Single flight per content, however many resolutions want it. A failure leaves no
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -155,12 +154,7 @@ class Ingests:
     async def _attempt(self, order: Order, active: _Active) -> Brought:
         item = order.missing
 
-        def begin(db: Any) -> IngestRow:
-            row = _begin(db, item)
-            active.ingest = row.id  # before anybody can see the row, and take it for abandoned
-            return row
-
-        row = await self._shelf.index.write_brief(begin)
+        row = await self._begun(item, active)
         try:
             task = Task(order.origin, item.object, row, active.meter, active.is_prefetch, order.keep)
             done = await self._downloads.download(task)
@@ -168,7 +162,7 @@ class Ingests:
             await asyncio.shield(asyncio.create_task(self._interrupt(row, drop=isinstance(error, IntegrityError))))
             raise
         if item.digest is not None and done.digest != item.digest:
-            os.close(done.fd)
+            done.close()
             await self._reject(row)
             raise IntegrityError(
                 f"{item.object.key} has the digest {done.digest}, its manifest promises {item.digest}",
@@ -177,10 +171,15 @@ class Ingests:
                 found=done.digest,
             )
         if done.unsafe and not active.allow_pickle:
-            os.close(done.fd)
+            done.close()
             await self._reject(row, blobs.Learnt(row.origin, row.key, row.version, row.size, done.digest, done.unsafe))
             return Brought(done.digest, row.size, done.unsafe, kept=False)
-        keeping = asyncio.create_task(self._keep(order, active, row, done))
+        verified = Verified(row, done.digest, done.unsafe, active.wanted_by)
+        keeping: asyncio.Future[None]
+        if done.is_sealed:
+            keeping = self._committer.commit(verified)
+        else:
+            keeping = asyncio.create_task(self._keep(verified, done, keep=order.keep))
         try:
             await asyncio.shield(keeping)
         except asyncio.CancelledError:
@@ -189,14 +188,29 @@ class Ingests:
             raise
         return Brought(done.digest, row.size, done.unsafe)
 
-    async def _keep(self, order: Order, active: _Active, row: IngestRow, done: Downloaded) -> None:
+    async def _begun(self, item: Missing, active: _Active) -> IngestRow:
+        """The row of this object, its room reserved. That it is being fetched is written down where it may be resumed."""
+
+        def begin(db: Any) -> IngestRow:
+            row = _begin(db, item)
+            active.ingest = row.id  # before anybody can see the row, and take it for abandoned
+            return row
+
+        if self._downloads.is_small(item.object.size):
+            row = self._shelf.index.read(lambda db: ingests.find(db, item.origin, item.object, item.digest))
+            if row is not None and row.state is IngestState.RESERVED:
+                active.ingest = row.id
+                return row
+        return await self._shelf.index.write_brief(begin)
+
+    async def _keep(self, verified: Verified, done: Downloaded, *, keep: bool) -> None:
         """Synced and committed. Not to be cut short: a batch that has begun to commit does so for all in it."""
         try:
-            await self._downloads.seal(done.fd, keep=order.keep)
+            await self._downloads.seal(done, keep=keep)
         except Exception:
-            await self._interrupt(row, drop=True)  # after a failed sync nothing in the file can be trusted
+            await self._interrupt(verified.row, drop=True)  # after a failed sync nothing in the file can be trusted
             raise
-        await self._committer.commit(Verified(row, done.digest, done.unsafe, active.wanted_by))
+        await self._committer.commit(verified)
 
     async def _interrupt(self, row: IngestRow, *, drop: bool) -> None:
         """Stopped half-way: what arrived waits to be resumed, unless it cannot be trusted."""
@@ -208,6 +222,8 @@ class Ingests:
         await asyncio.to_thread(files.drop_ingest, self._shelf.layout, row.id)
 
         def change(db: Any) -> None:
+            if ingests.state(db, row.id) is IngestState.RESERVED:
+                ingests.advance(db, row.id, IngestEvent.FETCH)
             ingests.advance(db, row.id, IngestEvent.VERIFY)
             ingests.advance(db, row.id, IngestEvent.REJECT)
             ingests.close(db, [row.id])
@@ -231,6 +247,7 @@ def _begin(db: Any, item: Missing) -> IngestRow:
 
 
 def _interrupt(db: Any, id_: str, *, drop: bool) -> None:
-    ingests.advance(db, id_, IngestEvent.INTERRUPT)
+    if ingests.state(db, id_) is not IngestState.RESERVED:
+        ingests.advance(db, id_, IngestEvent.INTERRUPT)
     if drop:
         ingests.forget_journal(db, id_)

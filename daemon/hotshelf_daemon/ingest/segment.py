@@ -21,6 +21,8 @@ from hotshelf_shared.errors import OriginUnavailable
 
 #: An attempt that brought less has not helped: breaking again and again after a few bytes must come to an end.
 WORTHWHILE_BYTES = 64 << 10
+#: What is less is written when the file is sealed.
+WRITTEN_EARLY_BYTES = 1 << 20
 
 
 class Stopped(Exception):
@@ -211,7 +213,8 @@ def carry(job: Job, run: Run, ticket: int) -> int:
     finally:
         job.give_up_hash(run, ticket)
     with job.touching(run, ticket):
-        start_writeback(job.fd, run.start, run.stop)  # so that the disk has less to do when all has arrived
+        if run.stop - run.start >= WRITTEN_EARLY_BYTES:
+            start_writeback(job.fd, run.start, run.stop)  # so that the disk has less to do when all has arrived
         job.frontier.arrived(run.start, run.stop, run.crc)
         job.frontier.let_go()
     return run.crc

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import io
 import mmap
+import os
 import zipfile
 from typing import Any
 
-from hotshelf_daemon.policy.pickles import is_pickle
+from hotshelf_daemon.policy.pickles import Data, is_pickle
 
 _MAX_MEMBERS = 20_000
+#: What is no larger is read rather than mapped: to unmap stops all processors for a moment.
+READ_BYTES = 256 << 10
 _ZIP = b"PK\x03\x04", b"PK\x05\x06"
 
 
@@ -20,13 +23,19 @@ def reason_by_bytes(fd: int, size: int) -> str | None:
     """Why the open file is left out; None when it is inert. Reads the first pages only, unless it is a pickle."""
     if size < 2:
         return None
+    if size <= READ_BYTES:
+        return _reason(os.pread(fd, size, 0))
     with mmap.mmap(fd, size, prot=mmap.PROT_READ) as data:
-        if data[:4] in _ZIP:
-            return _reason_of_zip(data)
-        return "pickle by content" if is_pickle(data) else None
+        return _reason(data)
 
 
-def _reason_of_zip(data: mmap.mmap) -> str | None:
+def _reason(data: Data) -> str | None:
+    if data[:4] in _ZIP:
+        return _reason_of_zip(data)
+    return "pickle by content" if is_pickle(data) else None
+
+
+def _reason_of_zip(data: Data) -> str | None:
     """torch.save and joblib write zips with pickles inside; a zip that cannot be read through is not trusted either."""
     try:
         file: Any = _Seekable(data)
@@ -42,7 +51,7 @@ def _reason_of_zip(data: mmap.mmap) -> str | None:
 class _Seekable(io.RawIOBase):
     """A map as a seekable file."""
 
-    def __init__(self, data: mmap.mmap) -> None:
+    def __init__(self, data: Data) -> None:
         self._data, self._at = data, 0
 
     def seekable(self) -> bool:

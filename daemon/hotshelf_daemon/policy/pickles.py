@@ -13,6 +13,8 @@ import pickletools
 import re
 from collections.abc import Iterator
 
+#: A file, mapped or read.
+Data = mmap.mmap | bytes
 _CALLS = frozenset({"REDUCE", "BUILD", "OBJ", "INST", "NEWOBJ", "NEWOBJ_EX", "STOP"})
 _IMPORTS_BY_LINE = frozenset({"GLOBAL", "INST"})
 _REGISTERED = frozenset({"EXT1", "EXT2", "EXT4"})
@@ -33,7 +35,7 @@ _MAX_OPCODES = 20_000
 _MAX_LINE = 1 << 20
 
 
-def is_pickle(data: mmap.mmap) -> bool:
+def is_pickle(data: Data) -> bool:
     """Text and noise parse for a few opcodes too: they import nothing, or cannot use it."""
     declared = len(data) > 1 and data[0] == 0x80 and 1 < data[1] < 6
     strings, imports, stack = 0, False, _Stack()
@@ -53,7 +55,7 @@ def is_pickle(data: mmap.mmap) -> bool:
     return False
 
 
-def _walk(data: mmap.mmap) -> Iterator[tuple[pickletools.OpcodeInfo, int, int]]:
+def _walk(data: Data) -> Iterator[tuple[pickletools.OpcodeInfo, int, int]]:
     """Each opcode with where its argument starts and stops, until the machine would stop."""
     at, size = 0, len(data)
     while at < size:
@@ -77,7 +79,7 @@ def _walk(data: mmap.mmap) -> Iterator[tuple[pickletools.OpcodeInfo, int, int]]:
         yield opcode, start, at
 
 
-def _imports(opcode: str, data: mmap.mmap, start: int, stop: int, strings: int) -> bool:
+def _imports(opcode: str, data: Data, start: int, stop: int, strings: int) -> bool:
     if opcode in _IMPORTS_BY_LINE:
         return bool(_NAMED.fullmatch(data, start, stop))
     return opcode in _REGISTERED or (opcode == "STACK_GLOBAL" and strings > 0)

@@ -24,8 +24,10 @@ def open_ingest(layout: Layout, name: str, size: int, *, resume: bool) -> tuple[
             if stat.S_ISREG(seen.st_mode) and seen.st_size == size:
                 return fd, True
             os.close(fd)
-    drop_ingest(layout, name)
     with durable.disk_errors("making room for a download"):
+        with contextlib.suppress(FileExistsError):
+            return durable.create(layout["ingest"], name, size), False
+        layout.remove("ingest", name)
         return durable.create(layout["ingest"], name, size), False
 
 
