@@ -22,8 +22,20 @@ from tests.faults.killing import Point, aftermath, points, staged, told_by_a_chi
 from tests.faults.scenarios import SCENARIOS, Scenario
 
 _FULL = ("ENOSPC", "EDQUOT")
-_INTERRUPTIBLE = {"fallocate", "fsync", "fdatasync", "ftruncate", "pwrite64", "write"}
-_GROWING = {"fallocate", "fsync", "ftruncate", "mkdir", "mkdirat", "pwrite64", "renameat", "renameat2", "symlinkat", "write"}
+_INTERRUPTIBLE = {"fallocate", "fsync", "fdatasync", "ftruncate", "pwrite64", "splice", "write"}
+_GROWING = {
+    "fallocate",
+    "fsync",
+    "ftruncate",
+    "mkdir",
+    "mkdirat",
+    "pwrite64",
+    "renameat",
+    "renameat2",
+    "splice",
+    "symlinkat",
+    "write",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +115,15 @@ def synced_again(trace: str) -> list[str]:
 
 def main() -> None:
     kind, folder, sample, seed = SCENARIOS[sys.argv[1]], pathlib.Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-    chosen = [*faults(kind, folder / "watch")]
-    if sample:
-        chosen = random.Random(seed).sample(chosen, min(sample, len(chosen)))
     found = []
-    for fault in chosen:
-        found.append(fail_at(kind, folder / "fail", fault))
-        if os.environ.get("FAULTS_ALOUD"):
-            print(found[-1], file=sys.stderr, flush=True)
+    with kind.serving(folder):
+        chosen = [*faults(kind, folder / "watch")]
+        if sample:
+            chosen = random.Random(seed).sample(chosen, min(sample, len(chosen)))
+        for fault in chosen:
+            found.append(fail_at(kind, folder / "fail", fault))
+            if os.environ.get("FAULTS_ALOUD"):
+                print(found[-1], file=sys.stderr, flush=True)
     print(json.dumps([asdict(one) for one in found]))
 
 

@@ -1,6 +1,6 @@
 """The whole daemon inside this process, so that a test can cut this process short at a chosen moment.
 
-Everything is wired as in `hotshelfd`; it is asked over its own socket. The origin is a folder: `file://` sources.
+Everything is wired as in `hotshelfd`; it is asked over its own socket.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from tests.waiting import wait_until
 class Inside:
     """What a story sees of the daemon that runs around it."""
 
-    def __init__(self, store: pathlib.Path, socket: pathlib.Path, origin: pathlib.Path) -> None:
-        self.store, self.socket, self.origin = store, socket, origin
+    def __init__(self, store: pathlib.Path, socket: pathlib.Path, base: str) -> None:
+        self.store, self.socket, self.base = store, socket, base
         self.refusals: list[Reply] = []
 
     def acquire(self, name: str, **more: Any) -> dict[str, Any]:
         """A lease on the folder `name` of the origin. Raises AssertionError when it is refused."""
-        return self._good(call(self.socket, "POST", "/v1/leases", {"source": f"file://{self.origin / name}", **more})).body
+        return self._good(call(self.socket, "POST", "/v1/leases", {"source": f"{self.base}/{name}", **more})).body
 
     def release(self, lease: dict[str, Any]) -> None:
         self._good(call(self.socket, "DELETE", f"/v1/leases/{lease['id']}"))
@@ -68,12 +68,15 @@ class Inside:
 
 
 def run_inside(
-    store: pathlib.Path, *, origin: pathlib.Path, socket: pathlib.Path, story: Callable[[Inside], None], **settings: Any
+    store: pathlib.Path, *, socket: pathlib.Path, story: Callable[[Inside], None], base: str, **settings: Any
 ) -> None:
-    """Starts the daemon on `store`, tells it the story from another thread, and stops it cleanly when that returns."""
+    """Starts the daemon on `store`, tells it the story from another thread, and stops it cleanly when that returns.
+
+    `base` is where its sources lie: an address that `settings` make known.
+    """
     logging.disable(logging.CRITICAL)
-    flags = {"store": str(store), "socket": str(socket), "listen": "", "page_listen": "", "roots": [str(origin)], **settings}
-    daemon = Inside(store, socket, origin)
+    flags = {"store": str(store), "socket": str(socket), "listen": "", "page_listen": "", **settings}
+    daemon = Inside(store, socket, base)
 
     def tell() -> None:
         wait_until(daemon.is_ready, what="the daemon to answer")

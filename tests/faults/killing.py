@@ -26,7 +26,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tests.faults.inside import Inside, run_inside
+from tests.faults.inside import Inside
 from tests.faults.invariants import litter, visible_wrongs, wrongs_after_restart
 from tests.faults.scenarios import SCENARIOS, Scenario
 from tests.waiting import wait_until
@@ -34,14 +34,12 @@ from tests.waiting import wait_until
 #: What changes a disk, or tells somebody. Opening with O_CREAT is covered by what follows it.
 CALLS = (
     "fallocate", "fchmod", "fdatasync", "fsync", "ftruncate", "mkdir", "mkdirat", "pwrite64", "rename", "renameat",
-    "renameat2", "rmdir", "symlinkat", "unlink", "unlinkat", "write",
+    "renameat2", "rmdir", "splice", "symlinkat", "unlink", "unlinkat", "write",
 )  # fmt: skip
-SEGMENT_BYTES = 16 << 10
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 #: No run takes this long; a status that no process can have says that one did.
 HANG_S, HUNG = 60.0, 1 << 20
-SETTINGS = {"fetch": {"segment_bytes": SEGMENT_BYTES, "connections": 1}, "budget": "100%", "revalidate_s": 3_600}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +107,7 @@ class Staged:
             else:
                 then(scenario, daemon)
 
-        self.pid = in_a_child(
-            lambda: run_inside(scenario.store, origin=scenario.origin, socket=scenario.folder / "s", story=story, **SETTINGS)
-        )
+        self.pid = in_a_child(lambda: scenario.run("s", story))
         os.close(tell)
         os.close(wait)
         with os.fdopen(told) as said:
@@ -195,9 +191,7 @@ def aftermath(scenario: Scenario, *, resumed: Collection[str] = ()) -> list[str]
     """What is wrong with the store as it lies, after a start, and after the same deed again. `resumed` may lie in ingest/."""
     wrongs = [f"before the start: {wrong}" for wrong in visible_wrongs(scenario.store)]
     wrongs += wrongs_after_restart(scenario.store, scenario.promises())
-    run_inside(
-        scenario.store, origin=scenario.origin, socket=scenario.folder / "s2", story=scenario.again, **SETTINGS
-    )  # fmt: skip
+    scenario.run("s2", scenario.again)
     wrongs += [f"after the same again: {wrong}" for wrong in wrongs_after_restart(scenario.store, scenario.promises())]
     return wrongs + [f"ingest/ still holds {name}" for name in litter(scenario.store) if name not in resumed]
 
@@ -209,10 +203,11 @@ def is_page_of_the_index(point: Point) -> bool:
 
 def main() -> None:
     kind, folder, stride = SCENARIOS[sys.argv[1]], pathlib.Path(sys.argv[2]), int(sys.argv[3])
-    chosen = [
-        point for point in points(kind, folder / "watch") if not is_page_of_the_index(point) or point.number % stride == 0
-    ]
-    found = [kill_at(kind, folder / "kill", point) for point in chosen]
+    with kind.serving(folder):
+        chosen = [
+            point for point in points(kind, folder / "watch") if not is_page_of_the_index(point) or point.number % stride == 0
+        ]
+        found = [kill_at(kind, folder / "kill", point) for point in chosen]
     print(json.dumps([asdict(one) for one in found]))
 
 

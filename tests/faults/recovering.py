@@ -22,11 +22,9 @@ from hotshelf_daemon import app
 from hotshelf_daemon.config import load
 from hotshelf_daemon.metrics import Metrics
 from tests import objects
-from tests.faults.inside import run_inside
 from tests.faults.invariants import litter
 from tests.faults.killing import (
     CALLS,
-    SETTINGS,
     Found,
     Point,
     Staged,
@@ -73,7 +71,7 @@ class Ruined(Left):
                 daemon.release(daemon.acquire("deed"))  # type: ignore[attr-defined]
                 self.promise(daemon.share("cpu/9f2c", b"a compile cache"))  # type: ignore[attr-defined]
 
-            run_inside(self.store, origin=self.origin, socket=self.folder / "s", story=story, **SETTINGS)
+            self.run("s", story)
 
         told_by_a_child(live)
         blobs = self.store / "blobs" / "sha256"

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tests.faults.inside import Inside, run_inside
-from tests.faults.killing import SETTINGS, aftermath, in_a_child, told_by_a_child
+from tests.faults.inside import Inside
+from tests.faults.killing import aftermath, in_a_child, told_by_a_child
 from tests.faults.scenarios import SCENARIOS, Scenario
 from tests.servers.child import clean_environment
 
@@ -73,7 +73,7 @@ def lived(scenario: Scenario, fails_at: int) -> int:
         scenario.deed(daemon)
         made.append(count())
 
-    run_inside(scenario.store, origin=scenario.origin, socket=scenario.folder / "s", story=story, **SETTINGS)
+    scenario.run("s", story)
     return made[0]
 
 
@@ -90,11 +90,13 @@ def shorten(kind: type[Scenario], folder: pathlib.Path, number: int) -> Found:
 def main() -> None:
     kind, folder, sample, seed = SCENARIOS[sys.argv[1]], pathlib.Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     watched = folder / "watch"
-    shorten(kind, watched, 0)
-    chosen = [*range(1, int((watched / "writes").read_text()) + 1)]
-    if sample:
-        chosen = sorted(random.Random(seed).sample(chosen, min(sample, len(chosen))))
-    print(json.dumps([asdict(shorten(kind, folder / str(number), number)) for number in chosen]))
+    with kind.serving(folder):
+        shorten(kind, watched, 0)
+        chosen = [*range(1, int((watched / "writes").read_text()) + 1)]
+        if sample:
+            chosen = sorted(random.Random(seed).sample(chosen, min(sample, len(chosen))))
+        found = [shorten(kind, folder / f"write-{number}", number) for number in chosen]
+    print(json.dumps([asdict(one) for one in found]))
 
 
 if __name__ == "__main__":

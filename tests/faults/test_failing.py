@@ -17,7 +17,7 @@ from tests.servers.child import clean_environment
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("strace")]
 #: Of several hundred points and errors; another choice needs another seed.
-SAMPLE = {"acquire": 40, "snapshot": 10, "evict": 10, "bind": 20, "unbind": 10}
+SAMPLE = {"acquire": 40, "fetch": 20, "snapshot": 10, "evict": 10, "bind": 20, "unbind": 10}
 SHORTENED = {"acquire": 25, "bind": 15}
 
 

@@ -55,6 +55,16 @@ def test_a_daemon_killed_anywhere_in_a_commit_leaves_a_store_that_the_next_one_p
     assert sum(bool(one["killed"]) for one in found) >= 60
 
 
+@pytest.mark.needs("nginx")
+def test_a_daemon_killed_anywhere_between_a_network_and_a_commit_leaves_a_store_that_the_next_one_puts_right(
+    scratch: pathlib.Path,
+) -> None:
+    found = kill_everywhere("fetch", scratch, stride=4 * STRIDE)
+    assert wrongs(found) == []
+    killed = {one["point"]["call"] for one in found if one["killed"]}  # type: ignore[index]
+    assert killed >= DURABLE - {"unlinkat"} | {"splice"}  # what it fetches is known to be new: no second copy is dropped
+
+
 def test_a_daemon_killed_anywhere_in_an_eviction_leaves_a_store_that_the_next_one_puts_right(scratch: pathlib.Path) -> None:
     found = kill_everywhere("evict", scratch, stride=STRIDE)
     assert wrongs(found) == []

@@ -32,8 +32,8 @@ http {{
 class Nginx:
     """`with Nginx(folder) as origin:` serves what lies in `origin.root`: put `BUCKET/KEY` there for a path-style reader."""
 
-    def __init__(self, folder: pathlib.Path) -> None:
-        self.folder, self.root = folder, folder / "root"
+    def __init__(self, folder: pathlib.Path, *, root: pathlib.Path | None = None) -> None:
+        self.folder, self.root = folder, root or folder / "root"
         (self.port,) = free_ports(1)
         self._child: Child | None = None
 

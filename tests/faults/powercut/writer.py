@@ -39,7 +39,8 @@ def forget_to_sync() -> None:
 class Writer:
     """Several workers, each acquiring models that share files with those of the others."""
 
-    def __init__(self, ack: pathlib.Path) -> None:
+    def __init__(self, ack: pathlib.Path, origin: pathlib.Path) -> None:
+        self._origin = origin
         self._ack = ack.open("a", buffering=1)
         self._turn = threading.Lock()
         self._numbers = itertools.count()
@@ -53,9 +54,9 @@ class Writer:
         while True:
             number = next(self._numbers)
             name = f"m{number}"
-            if not (daemon.origin / name).exists():
+            if not (self._origin / name).exists():
                 tree = objects.model(number, unet=(64 + 150 * (number % 3)) << 10, text_encoder=40_000, vae=20_000)
-                objects.write(daemon.origin / f".{name}", tree).rename(daemon.origin / name)
+                objects.write(self._origin / f".{name}", tree).rename(self._origin / name)
             lease = daemon.acquire(name)
             if number % EVICT_EVERY == 0:
                 daemon.release(lease)
@@ -75,7 +76,7 @@ def main() -> None:
     origin = ack.with_name("origin")  # outlives the cut: what matters is what becomes of the store
     origin.mkdir(exist_ok=True)
     run_inside(
-        root / "store", origin=origin, socket=ack.with_name("s"), story=Writer(ack),
+        root / "store", socket=ack.with_name("s"), story=Writer(ack, origin), base=f"file://{origin}", roots=[str(origin)],
         fetch={"segment_bytes": SEGMENT_BYTES}, budget="100%",
     )  # fmt: skip
 
