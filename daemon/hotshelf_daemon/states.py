@@ -34,7 +34,7 @@ class SnapshotEvent(StrEnum):
 
 
 class IngestState(StrEnum):
-    #: Room is promised; nothing is being written. Also where an interrupted ingest waits to be resumed.
+    #: Room is promised. Also where an interrupted ingest waits to be resumed, and all of a small file's way to `committed`.
     RESERVED = "reserved"
     #: Segments are being fetched into the ingest's file.
     FETCHING = "fetching"

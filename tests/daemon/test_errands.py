@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hotshelf_daemon.ingest.errands import ROUND_S, Errands
+from hotshelf_daemon.ingest.errands import ROUND_S, STUCK_S, Errands
 from hotshelf_daemon.ingest.lanes import Lanes
 
 SOON_S = 10
@@ -50,7 +50,11 @@ def test_what_waits_is_done_in_order_and_each_hears_its_own_answer() -> None:
 
     async def story(errands: Errands, lanes: Lanes) -> None:
         def work(n: int) -> Callable[[bool], int]:
-            return lambda _: done.append(n) or n * n
+            def square(_: bool) -> int:
+                done.append(n)
+                return n * n
+
+            return square
 
         assert await asyncio.gather(*(errands.run("o", demand, work(n)) for n in range(50))) == [n * n for n in range(50)]
         assert done == [*range(50)]
@@ -107,6 +111,101 @@ def test_one_that_gets_no_answer_holds_up_none_that_wait_behind_it() -> None:
     tell(story, lanes=2)
 
 
+@pytest.mark.parametrize("is_warm", [True, False], ids=["brief ones before", "none before"])
+def test_nor_those_that_come_later(is_warm: bool) -> None:
+    answered = threading.Event()
+
+    async def story(errands: Errands, lanes: Lanes) -> None:
+        if is_warm:
+            await asyncio.gather(*(errands.run("o", demand, lambda _: None) for _ in range(100)))
+        begun, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def sticks(_: bool) -> bool:
+            loop.call_soon_threadsafe(begun.set)
+            return answered.wait(SOON_S)
+
+        stuck = asyncio.create_task(errands.run("o", demand, sticks))
+        await begun.wait()
+        assert await asyncio.gather(*(errands.run("o", demand, lambda _: "came") for _ in range(3))) == ["came"] * 3
+        assert not stuck.done()
+        answered.set()
+        assert await stuck
+
+    tell(story, lanes=2)
+
+
+def test_demand_does_not_wait_for_a_prefetch_that_stands_still() -> None:
+    answered = threading.Event()
+
+    async def story(errands: Errands, lanes: Lanes) -> None:
+        begun, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def stands(_: bool) -> bool:
+            loop.call_soon_threadsafe(begun.set)
+            return answered.wait(SOON_S)
+
+        standing = asyncio.create_task(errands.run("o", prefetch, stands))
+        await begun.wait()
+        asked = loop.time()
+        assert await errands.run("o", demand, lambda _: "came") == "came"
+        assert loop.time() - asked < STUCK_S
+        answered.set()
+        assert await standing
+
+    tell(story, lanes=2)
+
+
+def test_one_that_is_done_and_given_up_before_it_was_told_takes_no_lane_from_the_next() -> None:
+    go = {name: threading.Event() for name in ("first", "second", "third")}
+    at_work, order = list[str](), list[str]()
+    entered = {name: threading.Event() for name in ("first", "second", "third")}
+
+    def held(name: str) -> Callable[[bool], None]:
+        def work(_: bool) -> None:
+            order.append(f"{name} beside {at_work}")
+            at_work.append(name)
+            entered[name].set()
+            go[name].wait(SOON_S)
+            at_work.remove(name)
+
+        return work
+
+    async def story(errands: Errands, lanes: Lanes) -> None:
+        first, second, third = (asyncio.create_task(errands.run("o", demand, held(name))) for name in entered)
+        while not entered["first"].is_set():
+            await asyncio.sleep(0)
+        go["first"].set()
+        assert entered["second"].wait(SOON_S)  # the loop has no time to hear that the first is done
+        first.cancel()
+        await asyncio.wait([first])
+        for _ in range(10):
+            await asyncio.sleep(0)
+        go["second"].set()
+        go["third"].set()
+        await asyncio.gather(second, third)
+        assert order == ["first beside []", "second beside []", "third beside []"]
+
+    tell(story, lanes=1)
+
+
+def test_without_threads_to_be_had_everybody_is_told() -> None:
+    class NoThreads(ThreadPoolExecutor):
+        def submit(self, *_: Any, **__: Any) -> Any:
+            raise RuntimeError("can't start new thread")
+
+    async def story() -> None:
+        lanes = Lanes(2, lambda _: 2)
+        errands = Errands(lanes, NoThreads(1))
+        async with asyncio.timeout(SOON_S):
+            heard = await asyncio.gather(
+                *(errands.run("o", demand, lambda _: "came") for _ in range(5)), return_exceptions=True
+            )
+        assert [str(one) for one in heard] == ["can't start new thread"] * 5
+        assert lanes.idle.is_set()
+
+    asyncio.run(story())
+
+
 def test_one_that_is_given_up_before_its_turn_is_never_begun() -> None:
     go, begun = threading.Event(), list[str]()
 
@@ -130,8 +229,12 @@ def test_what_somebody_waits_for_goes_before_what_nobody_does() -> None:
     async def story(errands: Errands, lanes: Lanes) -> None:
         first = asyncio.create_task(errands.run("o", demand, lambda _: go.wait(SOON_S)))
         await asyncio.sleep(0)
+
+        def noted(name: str) -> Callable[[bool], None]:
+            return lambda aside: order.append((name, aside))
+
         late = [
-            asyncio.create_task(errands.run("o", is_prefetch, lambda aside, name=name: order.append((name, aside))))
+            asyncio.create_task(errands.run("o", is_prefetch, noted(name)))
             for name, is_prefetch in (("prefetched", prefetch), ("wanted", demand))
         ]
         await asyncio.sleep(0)
@@ -181,7 +284,11 @@ def test_a_lane_is_given_back_in_time_for_others_who_wait_for_it() -> None:
 
     async def story(errands: Errands, lanes: Lanes) -> None:
         def slow(name: str) -> Callable[[bool], None]:
-            return lambda _: (order.append(name), time.sleep(ROUND_S / 2))[1]
+            def work(_: bool) -> None:
+                order.append(name)
+                time.sleep(ROUND_S / 2)
+
+            return work
 
         await asyncio.gather(*(errands.run(name, demand, slow(name)) for name in ("a", "b") for _ in range(6)))
         assert order.index("b") < 6

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from hotshelf_daemon.index import blobs, handed_in, ingests, snapshots
 from hotshelf_daemon.index.ingests import IngestRow
 from hotshelf_daemon.shelf import Shelf
+from hotshelf_daemon.states import IngestEvent
 from hotshelf_daemon.store import blobs as files
 from hotshelf_shared.digest import Digest
 
@@ -88,6 +89,7 @@ def _record(db: sqlite3.Connection, items: Iterable[Verified]) -> None:
     wanted = defaultdict[str, list[Digest]](list)
     for item in items:
         if item.handed_in_by is not None:
+            ingests.advance(db, item.row.id, IngestEvent.COMMIT)
             handed_in.hold(db, item.digest, item.handed_in_by)
         for resolution in item.wanted_by:
             wanted[resolution].append(item.digest)

@@ -163,7 +163,8 @@ class Downloads:
     def _judged(self, job: Job, row: IngestRow, kept_there: int | None) -> Downloaded:
         if kept_there is not None and kept_there != job.frontier.crc64nvme():
             raise Corrupted(f"the bytes of {job.object.key} do not match the CRC-64/NVME that {job.origin.label} keeps of them")
-        return Downloaded(job.fd, job.frontier.digest(), reason_by_bytes(job.fd, row.size))
+        with durable.disk_errors("reading a download"):
+            return Downloaded(job.fd, job.frontier.digest(), reason_by_bytes(job.fd, row.size))
 
     async def seal(self, done: Downloaded, *, keep: bool) -> None:
         """Read-only, on the disk, closed; closed also when it fails. Out of the page cache unless it is to `keep` it."""

@@ -159,7 +159,8 @@ class Ingests:
             task = Task(order.origin, item.object, row, active.meter, active.is_prefetch, order.keep)
             done = await self._downloads.download(task)
         except BaseException as error:
-            await asyncio.shield(asyncio.create_task(self._interrupt(row, drop=isinstance(error, IntegrityError))))
+            drop = isinstance(error, IntegrityError) or self._downloads.is_small(row.size)
+            await asyncio.shield(asyncio.create_task(self._interrupt(row, drop=drop)))
             raise
         if item.digest is not None and done.digest != item.digest:
             done.close()

@@ -7,6 +7,7 @@ event loop in between; the loop hears of all that ended meanwhile at once. One t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import threading
 import time
@@ -21,7 +22,9 @@ from hotshelf_daemon.ingest.lanes import Lanes
 T = TypeVar("T")
 #: After so long a thread gives its lane back: others may have waited for it longer. Seconds.
 ROUND_S = 0.25
-#: With less than this to do for each, threads stand in each other's way. Seconds, of which most are waiting where it is far.
+#: One that has not ended by then sits in an errand that gets no answer: another thread is sent for the rest.
+STUCK_S = 2 * ROUND_S
+#: A thread is sent for each so many seconds of work: where errands are brief, more would stand in each other's way.
 WORTH_S = 0.1
 #: What the last errand took says this much of what the next one will.
 RECENT = 0.2
@@ -29,14 +32,11 @@ RECENT = 0.2
 
 @dataclass(slots=True, eq=False)
 class _Round:
-    """What one thread does on one lane. `is_over` once nobody waits for what it is at, which may take its time to end."""
+    """What one thread does on one lane; `at` is its last errand. `is_over` when it is to begin no other."""
 
     over: asyncio.Event
+    at: _Errand | None = None
     is_over: bool = False
-
-    def give_up(self) -> None:
-        self.is_over = True
-        self.over.set()
 
 
 @dataclass(slots=True, eq=False)
@@ -60,17 +60,21 @@ class _Open:
             self.errands.append(errand)
 
     def withdraw(self, errand: _Errand) -> None:
+        """Nobody waits for it any more: not for its thread either, if it is at it, whose lane is free for others."""
         with self.lock:
             if errand in self.errands:
                 self.errands.remove(errand)
+            elif errand.by is not None and errand.by.at is errand:
+                errand.by.is_over = True
+                errand.by.over.set()
 
     def take(self, by: _Round, *, stands_aside: bool) -> _Errand | None:
         """The next one. What nobody waits for only where that is what the lane was given for, and nothing else is there."""
         with self.lock:
             at = next((at for at, errand in enumerate(self.errands) if not errand.is_prefetch()), 0 if stands_aside else None)
-            if at is None or not self.errands:
+            if by.is_over or at is None or not self.errands:
                 return None
-            errand = self.errands.pop(at)
+            errand = by.at = self.errands.pop(at)
             errand.by = by
             return errand
 
@@ -85,6 +89,7 @@ class Errands:
     def __init__(self, lanes: Lanes, threads: Executor) -> None:
         self._lanes, self._threads = lanes, threads
         self._open: dict[str, _Open] = defaultdict(_Open)
+        #: Rounds that wait for a lane, or are at work and getting on.
         self._rounds: Counter[str] = Counter()
         self._tasks = set[asyncio.Task[None]]()
         self._ended = deque[tuple[_Errand, Any, BaseException | None]]()
@@ -98,13 +103,12 @@ class Errands:
         errand = _Errand(is_prefetch, work, asyncio.get_running_loop().create_future())
         self._open[origin].add(errand)
         self._send(origin)
+        self._lanes.look_again()  # a round that waited for prefetch may be one for demand by now
         try:
             answer: T = await errand.done
             return answer
         except asyncio.CancelledError:
             self._open[origin].withdraw(errand)
-            if errand.by is not None:
-                errand.by.give_up()
             raise
 
     def _send(self, origin: str) -> None:
@@ -118,25 +122,36 @@ class Errands:
             task.add_done_callback(self._tasks.discard)
 
     async def _round(self, origin: str) -> None:
-        there, loop = self._open[origin], asyncio.get_running_loop()
-        try:
-            async with self._lanes.take(origin, there.is_prefetch) as stands_aside:
-                by = _Round(asyncio.Event())
-                work = loop.run_in_executor(self._threads, self._go, loop, there, by, stands_aside)
-                work.add_done_callback(lambda _: by.over.set())
-                await by.over.wait()
-        finally:
-            self._rounds[origin] -= 1
-            self._send(origin)
+        there, by = self._open[origin], _Round(asyncio.Event())
+        with contextlib.ExitStack() as counted:
+            counted.callback(self._uncount, origin)
+            try:
+                async with self._lanes.take(origin, there.is_prefetch) as stands_aside:
+                    if stands_aside:
+                        counted.close()  # it may have to stand still for long, and holds up no demand meanwhile
+                    loop = asyncio.get_running_loop()
+                    work = loop.run_in_executor(self._threads, self._go, loop, there, by, stands_aside)
+                    work.add_done_callback(lambda _: by.over.set())
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(STUCK_S):
+                            await by.over.wait()
+                    counted.close()
+                    await by.over.wait()
+            except Exception as error:  # no more threads to be had
+                if (errand := there.take(by, stands_aside=True)) is not None and not errand.done.done():
+                    errand.done.set_exception(error)
+                by.is_over = True
+
+    def _uncount(self, origin: str) -> None:
+        self._rounds[origin] -= 1
+        self._send(origin)
 
     def _go(self, loop: asyncio.AbstractEventLoop, there: _Open, by: _Round, stands_aside: bool) -> None:
         now = time.monotonic()
         until = now + ROUND_S
-        while not by.is_over and now < until:
-            if (errand := there.take(by, stands_aside=stands_aside)) is None:
-                return
+        while now < until and (errand := there.take(by, stands_aside=stands_aside)) is not None:
             try:
-                self._ended.append((errand, errand.work(stands_aside), None))
+                self._ended.append((errand, errand.work(stands_aside and errand.is_prefetch()), None))
             except BaseException as error:
                 self._ended.append((errand, None, error))
             began, now = now, time.monotonic()

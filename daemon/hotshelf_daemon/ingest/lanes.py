@@ -87,6 +87,10 @@ class Lanes:
         parts, thread = self._lanes[origin].parts, threading.get_ident()
         parts[thread] = parts.get(thread, 0) + count
 
+    def look_again(self) -> None:
+        """What waits as prefetch may be demand by now."""
+        self._grant()
+
     def refused(self, origin: str) -> None:
         """The origin asks for less, or does not answer."""
         self._lane(origin).climb.refused(time.monotonic())

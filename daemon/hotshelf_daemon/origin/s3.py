@@ -175,9 +175,12 @@ class S3Origin:
             body.close()
 
     def _getter_of(self, client: S3Client) -> Getter:
-        if self._getter.client is not client:
-            self._getter = Getter(client, self._bucket)
-        return self._getter
+        getter = self._getter
+        if getter.client is not client:
+            getter = Getter(client, self._bucket)
+            if client is self._client:
+                self._getter = getter
+        return getter
 
     def _ask(self, request: Callable[[S3Client], T]) -> T:
         """Once more with fresh credentials when those in use have expired."""

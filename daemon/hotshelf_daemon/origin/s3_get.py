@@ -18,8 +18,8 @@ from botocore.response import StreamingBody
 #: Parameters of `get_object` and the headers that they are; others are not used here.
 _HEADERS = {"Range": "Range", "IfMatch": "If-Match"}
 _FIELDS = {"etag": "ETag", "content-encoding": "ContentEncoding", "content-range": "ContentRange"}
-#: Another host, or another region.
-_ELSEWHERE = {301, 302, 307, 308}
+#: Another host or region; what is wrong with a signature for another region is told by 400.
+_ELSEWHERE = {301, 302, 307, 308, 400}
 
 
 class Getter:
@@ -29,8 +29,8 @@ class Getter:
         self.client = client
         self._bucket = bucket
         self._operation = client.meta.service_model.operation_model("GetObject")
-        #: Where a key's address begins, and what signing must know; None until a request has shown it.
-        self._way: tuple[str, dict[str, Any]] | None = None
+        #: Where a key's address and its signed path begin, and what signing must know; None until a request has shown it.
+        self._way: tuple[str, str | None, dict[str, Any]] | None = None
         self._sent = threading.local()
         client.meta.events.register("request-created.s3.GetObject", self._remember)
 
@@ -38,9 +38,10 @@ class Getter:
         """What `get_object` answers, with its body as a stream; raises what it does."""
         if (way := self._way) is None:
             return self._by_client(key, wanted)
-        address, context = way
+        address, signed, context = way
         headers = {_HEADERS[name]: value for name, value in wanted.items()}
-        request = AWSRequest("GET", address + _quoted(key), {"User-Agent": self.client.meta.config.user_agent, **headers})
+        headers["User-Agent"] = self.client.meta.config.user_agent
+        request = AWSRequest("GET", address + _quoted(key), headers, auth_path=signed and signed + _quoted(key))
         request.stream_output, request.context = True, dict(context)
         self.client._request_signer.sign("GetObject", request)
         response = self.client._endpoint.http_session.send(request.prepare())
@@ -54,13 +55,13 @@ class Getter:
 
     def _by_client(self, key: str, wanted: dict[str, str]) -> Any:
         answer = self.client.get_object(Bucket=self._bucket, Key=key, **wanted)
-        address, context = self._sent.last
-        if address.endswith(_quoted(key)):
-            self._way = address.removesuffix(_quoted(key)), context
+        address, signed, context = self._sent.last
+        if all(path.endswith(_quoted(key)) for path in (address, signed or address)):
+            self._way = address.removesuffix(_quoted(key)), signed and signed.removesuffix(_quoted(key)), context
         return answer
 
     def _remember(self, request: Any, **_: object) -> None:
-        self._sent.last = request.url, dict(request.context)
+        self._sent.last = request.url, request.auth_path, dict(request.context)
 
     def _refuse(self, response: Any) -> None:
         parser = self.client._response_parser

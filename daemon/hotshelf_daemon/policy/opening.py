@@ -5,6 +5,7 @@ A file that the pickle machine would reject before its first import is no pickle
 
 from __future__ import annotations
 
+import errno
 import io
 import mmap
 import os
@@ -20,13 +21,23 @@ _ZIP = b"PK\x03\x04", b"PK\x05\x06"
 
 
 def reason_by_bytes(fd: int, size: int) -> str | None:
-    """Why the open file is left out; None when it is inert. Reads the first pages only, unless it is a pickle."""
+    """Why the open file is left out; None when it is inert. Of a large one only the first pages, unless it is a pickle."""
     if size < 2:
         return None
     if size <= READ_BYTES:
-        return _reason(os.pread(fd, size, 0))
+        return _reason(_read(fd, size))
     with mmap.mmap(fd, size, prot=mmap.PROT_READ) as data:
         return _reason(data)
+
+
+def _read(fd: int, size: int) -> bytes:
+    """All of it: of half a pickle nothing could be said."""
+    data = b""
+    while len(data) < size:
+        if not (more := os.pread(fd, size - len(data), len(data))):
+            raise OSError(errno.EIO, "the file is shorter than it was")
+        data += more
+    return data
 
 
 def _reason(data: Data) -> str | None:
@@ -49,7 +60,7 @@ def _reason_of_zip(data: Data) -> str | None:
 
 
 class _Seekable(io.RawIOBase):
-    """A map as a seekable file."""
+    """What was mapped or read as a seekable file."""
 
     def __init__(self, data: Data) -> None:
         self._data, self._at = data, 0

@@ -191,7 +191,7 @@ def test_a_connection_that_breaks_half_way_is_unavailable(
 def test_an_error_in_the_service_s_own_words_becomes_ours(
     origin: s3.S3Origin, stored: OriginObject, recorder: Recorder
 ) -> None:
-    recorder.answer(400, b"<Error><Code>InvalidRange</Code></Error>")
+    recorder.answer(400, b"<Error><Code>InvalidRange</Code></Error>", times=None)
     with pytest.raises(IntegrityError):
         read(origin, stored)
 
