@@ -64,7 +64,7 @@ def settings_of(node: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
 def test_without_any_one_of_its_settings_it_is_not(pod: dict[str, dict[str, Any]]) -> None:
     """But for users and groups, of which the standard says only that nobody is root."""
     spec, left_alone = spec_of(pod), {"runAsUser", "runAsGroup", "fsGroup", "fsGroupChangePolicy"}
-    ways = [("automountServiceAccountToken",), ("enableServiceLinks",)]
+    ways: list[tuple[Any, ...]] = [("automountServiceAccountToken",), ("enableServiceLinks",)]
     ways += [("securityContext", *way) for way in settings_of(spec["securityContext"])]
     for kind in ("initContainers", "containers"):
         for at, container in enumerate(spec[kind]):
