@@ -98,4 +98,4 @@ pod: $(READY) ## build the images and run a real pod (needs root and podman)
 	@$(BIN)/python -m pytest -m pod --timeout 1800 $(ARGS)
 
 clean: ## remove what make made
-	rm -rf .venv .venv-without-torch .coverage.d dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-without-torch .coverage.d .cache dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,168 @@
+"""The Helm chart: for every values file restricted, taken by the daemon, and the same sidecar as in the plain pod."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import subprocess
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import generate_latest
+
+from hotshelf_daemon.config import load
+from hotshelf_daemon.metrics import Metrics
+from hotshelf_shared import __version__
+from tests.deploy.restricted import violations
+from tests.deploy.test_manifests import DEPLOY, by_name, documents, spec_of
+from tests.deploy.tools import helm
+
+CHART = DEPLOY / "chart" / "hotshelf"
+VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
+Rendered = dict[str, list[dict[str, Any]]]
+
+
+def run(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([helm(), *args], check=False, capture_output=True, text=True, timeout=60)
+
+
+def render(*args: str) -> Rendered:
+    done = run("template", "shelf", str(CHART), *args)
+    assert done.returncode == 0, done.stderr
+    found: Rendered = {}
+    for one in yaml.safe_load_all(done.stdout):
+        found.setdefault(one["kind"], []).append(one)
+    return found
+
+
+@pytest.fixture(scope="module", params=VALUES, ids=lambda path: path.stem)
+def rendered(request: pytest.FixtureRequest) -> Rendered:
+    return render("--values", str(request.param))
+
+
+def pods(found: Rendered) -> list[dict[str, Any]]:
+    return [one["spec"]["template"]["spec"] for one in found["Deployment"]] + [one["spec"] for one in found.get("Pod", ())]
+
+
+@pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
+def test_helm_has_nothing_against_it(values: pathlib.Path) -> None:
+    done = run("lint", "--strict", str(CHART), "--values", str(values))
+    assert done.returncode == 0, done.stdout
+
+
+def test_every_pod_is_restricted(rendered: Rendered) -> None:
+    for spec in pods(rendered):
+        assert violations(spec) == []
+
+
+def test_every_mount_has_its_volume_and_every_volume_a_mount(rendered: Rendered) -> None:
+    for spec in pods(rendered):
+        mounted = {one["name"] for kind in ("initContainers", "containers") for container in spec.get(kind, ())
+                   for one in container.get("volumeMounts", ())}  # fmt: skip
+        assert mounted == set(by_name(spec.get("volumes", [])))
+
+
+def test_the_daemon_takes_the_configuration(rendered: Rendered, tmp_path: pathlib.Path) -> None:
+    (config,) = rendered["ConfigMap"]
+    text = config["data"]["hotshelf.yaml"]
+    for folder in re.findall(r"/etc/hotshelf/credentials/[-\w]+", text):
+        kept = tmp_path / pathlib.PurePath(folder).name
+        kept.mkdir(exist_ok=True)
+        for name in ("access_key_id", "secret_access_key"):
+            (kept / name).write_text("x")
+    file = tmp_path / "hotshelf.yaml"
+    file.write_text(text.replace("/etc/hotshelf/credentials", str(tmp_path)))
+    (spec, *_) = pods(rendered)
+    env = {one["name"]: one["value"] for one in spec["initContainers"][0]["env"]} | {"HOTSHELF_CONFIG": str(file)}
+    settings = load({}, env).settings
+    assert settings.page_listen.startswith("127.0.0.1:")
+    assert isinstance(settings.budget, int)
+    assert settings.origins
+
+
+def test_a_change_of_the_configuration_rolls_the_pods() -> None:
+    one, other = (render("--set", f"config.prefetch.max_rate={rate}") for rate in ("1MiB/s", "2MiB/s"))
+    marks = [found["Deployment"][0]["spec"]["template"]["metadata"]["annotations"]["checksum/config"] for found in (one, other)]
+    assert marks[0] != marks[1]
+
+
+def test_the_sidecar_is_that_of_the_plain_pod() -> None:
+    plain = spec_of(documents((DEPLOY / "pod.yaml").read_text()))
+    (made, *_) = pods(render("--values", str(CHART / "ci" / "plain-values.yaml")))
+    (of_pod,), (of_chart,) = plain["initContainers"], made["initContainers"]
+    for sidecar in (of_pod, of_chart):
+        sidecar.pop("imagePullPolicy", None)
+        mounts = by_name(sidecar.pop("volumeMounts"))
+        assert mounts["shelf"] == {"name": "shelf", "mountPath": "/shelf"}
+        assert mounts["socket"] == {"name": "socket", "mountPath": "/run/hotshelf"}
+        assert sum(bool(mount.get("readOnly")) for mount in mounts.values()) == 2  # configuration and credentials
+    assert of_chart == of_pod
+    assert made["securityContext"] == plain["securityContext"]
+    for name in ("shelf", "socket"):
+        assert by_name(made["volumes"])[name] == by_name(plain["volumes"])[name]
+    workers = [spec["containers"][0] for spec in (plain, made)]
+    for key in ("image", "env", "ports", "readinessProbe", "resources", "securityContext"):
+        assert workers[0][key] == workers[1][key]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("worker.replicas=x", "want integer"),
+        ("store.size=big", "does not match"),
+        ("store.typ=emptyDir", "'typ' not allowed"),
+        ("stor.size=1Gi", "'stor' not allowed"),
+        ("store.budget=60Gi", "95 % is the most"),
+        ("store.budget=70Gi", "95 % is the most"),
+        ("daemon.user=0", "minimum"),
+        ("worker.user=10001", "must differ"),
+        ("group=0", "minimum"),
+        ("credentials.nobody=secret", "no origin of that name"),
+        ("config.budget=1GiB", "the chart's to set"),
+        ("config.listen=:80", "the chart's to set"),
+        ("config.origins.a.secret_access_key=x", "no place for credentials"),
+        ("store.type=claim", "claimName is missing"),
+        ("store.type=claim,store.claimName=x,worker.replicas=2", "one hotshelfd to a shelf"),
+        ("store.type=hostPath", "must be one of"),
+        ("worker.scratch.tmp=1Gi", "does not match"),
+    ],
+)
+def test_what_cannot_work_is_refused_when_it_is_rendered(given: str, said: str) -> None:
+    done = run("template", "shelf", str(CHART), "--set", given)
+    assert done.returncode != 0
+    assert said in done.stderr
+
+
+def test_metrics_are_reached_only_by_whom_the_values_name(rendered: Rendered) -> None:
+    for policy in rendered.get("NetworkPolicy", ()):
+        assert policy["spec"]["policyTypes"] == ["Ingress"]
+        reached = {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]}
+        assert reached <= {8000, 9464}
+        assert all(rule["from"] for rule in policy["spec"]["ingress"])
+    (nobody,) = render()["NetworkPolicy"]
+    assert [port["port"] for rule in nobody["spec"]["ingress"] for port in rule["ports"]] == [8000]
+
+
+def test_alerts_are_about_metrics_that_there_are() -> None:
+    metrics = Metrics("test")
+    there = set(re.findall(r"^# TYPE (\w+)", generate_latest(metrics.registry).decode(), re.MULTILINE))
+    rules = yaml.safe_load((CHART / "rules.yaml").read_text())
+    asked = {name for group in rules for rule in group["rules"] for name in re.findall(r"hotshelf_\w+", rule["expr"])}
+    assert asked
+    assert asked <= there
+    (shown,) = render("--set", "prometheusRule.enabled=true")["PrometheusRule"]
+    assert shown["spec"]["groups"] == rules
+
+
+def test_the_chart_is_of_this_version_and_its_schema_knows_every_value() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert (chart["version"], chart["appVersion"]) == (__version__, __version__)
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert schema["properties"].keys() - {"global"} == values.keys()
+    assert schema["additionalProperties"] is False
+    for name, value in values.items():
+        if isinstance(value, dict) and value and name != "config":
+            assert value.keys() == schema["properties"][name]["properties"].keys(), name
