@@ -13,13 +13,15 @@ from urllib.parse import quote
 
 from botocore.awsrequest import AWSRequest
 from botocore.endpoint import convert_to_response_dict
+from botocore.exceptions import ClientError
 from botocore.response import StreamingBody
 
 #: Parameters of `get_object` and the headers that they are; others are not used here.
 _HEADERS = {"Range": "Range", "IfMatch": "If-Match"}
 _FIELDS = {"etag": "ETag", "content-encoding": "ContentEncoding", "content-range": "ContentRange"}
-#: Another host or region; what is wrong with a signature for another region is told by 400.
-_ELSEWHERE = {301, 302, 307, 308, 400}
+#: Another host; and what is said of a signature for another region.
+_REDIRECTS = {301, 302, 307, 308}
+_ELSEWHERE = {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 
 
 class Getter:
@@ -45,13 +47,14 @@ class Getter:
         request.stream_output, request.context = True, dict(context)
         self.client._request_signer.sign("GetObject", request)
         response = self.client._endpoint.http_session.send(request.prepare())
-        if response.status_code in _ELSEWHERE:
-            self._way = None
+        if response.status_code < 300:
+            return _answer(response)
+        if response.status_code in _REDIRECTS:
             response.raw.close()
-            return self._by_client(key, wanted)
-        if response.status_code >= 300:
-            self._refuse(response)
-        return _answer(response)
+        elif (error := self._refusal(response)).response["Error"].get("Code") not in _ELSEWHERE:
+            raise error
+        self._way = None
+        return self._by_client(key, wanted)
 
     def _by_client(self, key: str, wanted: dict[str, str]) -> Any:
         answer = self.client.get_object(Bucket=self._bucket, Key=key, **wanted)
@@ -63,10 +66,11 @@ class Getter:
     def _remember(self, request: Any, **_: object) -> None:
         self._sent.last = request.url, request.auth_path, dict(request.context)
 
-    def _refuse(self, response: Any) -> None:
+    def _refusal(self, response: Any) -> ClientError:
         parser = self.client._response_parser
         answer = parser.parse(convert_to_response_dict(response, self._operation), self._operation.output_shape)
-        raise self.client.exceptions.from_code(answer.get("Error", {}).get("Code"))(answer, "GetObject")
+        kind: type[ClientError] = self.client.exceptions.from_code(answer.setdefault("Error", {}).get("Code"))
+        return kind(answer, "GetObject")
 
 
 def _answer(response: Any) -> dict[str, Any]:

@@ -268,3 +268,9 @@ def test_a_later_get_asks_for_the_same_as_the_first(origin: s3.S3Origin, stored:
     assert later.headers.keys() <= first.headers.keys()
     scope = [request.headers["authorization"].partition(", SignedHeaders")[0] for request in (first, later)]
     assert scope[0] == scope[1]
+
+
+def test_a_signature_for_another_region_is_made_anew(origin: s3.S3Origin, stored: OriginObject, recorder: Recorder) -> None:
+    read(origin, stored)
+    recorder.answer(400, b"<Error><Code>AuthorizationHeaderMalformed</Code></Error>")
+    assert read(origin, stored) == DATA[100:200]
