@@ -45,6 +45,19 @@ def tell(story: Callable[[Errands, Lanes], Coroutine[Any, Any, None]], *, lanes:
     asyncio.run(within())
 
 
+async def without_an_answer(errands: Errands, is_prefetch: Callable[[], bool], answered: threading.Event) -> asyncio.Task[bool]:
+    """An errand that has begun, and does not end before it is `answered`."""
+    begun, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def work(_: bool) -> bool:
+        loop.call_soon_threadsafe(begun.set)
+        return answered.wait(SOON_S)
+
+    task = asyncio.create_task(errands.run("o", is_prefetch, work))
+    await begun.wait()
+    return task
+
+
 def test_what_waits_is_done_in_order_and_each_hears_its_own_answer() -> None:
     done = list[int]()
 
@@ -79,15 +92,7 @@ def test_one_that_is_given_up_without_an_answer_holds_no_lane() -> None:
     answered = threading.Event()
 
     async def story(errands: Errands, lanes: Lanes) -> None:
-        begun = asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def sticks(_: bool) -> None:
-            loop.call_soon_threadsafe(begun.set)
-            answered.wait(SOON_S)
-
-        stuck = asyncio.create_task(errands.run("o", demand, sticks))
-        await begun.wait()
+        stuck = await without_an_answer(errands, demand, answered)
         behind = asyncio.create_task(errands.run("o", demand, lambda _: "came"))
         stuck.cancel()
         assert await behind == "came"
@@ -118,14 +123,7 @@ def test_nor_those_that_come_later(is_warm: bool) -> None:
     async def story(errands: Errands, lanes: Lanes) -> None:
         if is_warm:
             await asyncio.gather(*(errands.run("o", demand, lambda _: None) for _ in range(100)))
-        begun, loop = asyncio.Event(), asyncio.get_running_loop()
-
-        def sticks(_: bool) -> bool:
-            loop.call_soon_threadsafe(begun.set)
-            return answered.wait(SOON_S)
-
-        stuck = asyncio.create_task(errands.run("o", demand, sticks))
-        await begun.wait()
+        stuck = await without_an_answer(errands, demand, answered)
         assert await asyncio.gather(*(errands.run("o", demand, lambda _: "came") for _ in range(3))) == ["came"] * 3
         assert not stuck.done()
         answered.set()
@@ -138,14 +136,8 @@ def test_demand_does_not_wait_for_a_prefetch_that_stands_still() -> None:
     answered = threading.Event()
 
     async def story(errands: Errands, lanes: Lanes) -> None:
-        begun, loop = asyncio.Event(), asyncio.get_running_loop()
-
-        def stands(_: bool) -> bool:
-            loop.call_soon_threadsafe(begun.set)
-            return answered.wait(SOON_S)
-
-        standing = asyncio.create_task(errands.run("o", prefetch, stands))
-        await begun.wait()
+        standing = await without_an_answer(errands, prefetch, answered)
+        loop = asyncio.get_running_loop()
         asked = loop.time()
         assert await errands.run("o", demand, lambda _: "came") == "came"
         assert loop.time() - asked < STUCK_S
