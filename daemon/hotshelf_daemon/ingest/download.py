@@ -168,8 +168,7 @@ class Downloads:
 
     async def seal(self, done: Downloaded, *, keep: bool) -> None:
         """Read-only, on the disk, closed; closed also when it fails. Out of the page cache unless it is to `keep` it."""
-        if not done.is_sealed:
-            await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, partial(_seal, done.fd, keep=keep)))
+        await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, partial(_seal, done.fd, keep=keep)))
 
     def _job(self, task: Task, fd: int) -> Job:
         loose = not task.object.version and task.row.expected is None
