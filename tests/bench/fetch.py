@@ -1,11 +1,12 @@
 """From an origin to verified files, beside other clients in the same run.
 
-    python -m tests.bench.fetch [--rounds N] [--workloads one,flux,loras,small] [--peers s5cmd,…] [--signed]
+    python -m tests.bench.fetch [--rounds N] [--workloads one,flux,loras,small] [--peers s5cmd,…] [--signed | --tls]
 
-nginx is the fast unsigned origin, SeaweedFS (`--signed`) the real S3. Rounds are interleaved and each begins with another
-contestant; the first round warms memory and page cache and is not counted. What is compared are ratios within a round: the
-peer's time over ours, once as it is and once with a sha256 of its files, which is what it would take to know what we know.
-Writes `tests/bench/results/fetch.json`; `python -m tests.bench.plot` draws it.
+nginx is the fast unsigned origin, with `--tls` over TLS, and SeaweedFS (`--signed`) the real S3. Rounds are interleaved and
+each begins with another contestant; the first round warms memory and page cache and is not counted. What is compared are
+ratios within a round: the peer's time over ours, once as it is and once with a sha256 of its files, which is what it would
+take to know what we know. Writes `tests/bench/results/fetch.json`, or `fetch-tls.json`, `fetch-signed.json`;
+`python -m tests.bench.plot` draws it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 from tests.bench import ours, peers, results, workloads
 from tests.bench.peers import PEERS, Took
 from tests.bench.results import spread
+from tests.servers.certificates import certify
 from tests.servers.nginx import Nginx
 from tests.servers.seaweedfs import SeaweedFS
 
@@ -32,16 +34,24 @@ KEPT_BYTES = 100 << 20
 
 
 class Origin:
-    """Where everybody fetches from, and with which credentials."""
+    """Where everybody fetches from, and with which credentials, or certificates to trust."""
 
-    def __init__(self, endpoint_url: str, published: dict[str, workloads.Published], **signing: str) -> None:
-        self.endpoint_url, self.published, self.signing = endpoint_url, published, signing
+    def __init__(self, endpoint_url: str, published: dict[str, workloads.Published], **access: str) -> None:
+        self.endpoint_url, self.published, self.access = endpoint_url, published, access
 
 
 @contextlib.contextmanager
 def nginx(folder: pathlib.Path, names: list[str]) -> Iterator[Origin]:
     with Nginx(folder / "nginx") as server:
         yield Origin(server.endpoint_url, {name: workloads.publish(name, server.root) for name in names})
+
+
+@contextlib.contextmanager
+def nginx_tls(folder: pathlib.Path, names: list[str]) -> Iterator[Origin]:
+    certificate = certify(folder / "pem")
+    with Nginx(folder / "nginx", certificate=certificate) as server:
+        published = {name: workloads.publish(name, server.root) for name in names}
+        yield Origin(server.endpoint_url, published, ca_bundle=str(certificate))
 
 
 @contextlib.contextmanager
@@ -56,15 +66,18 @@ def seaweedfs(folder: pathlib.Path, names: list[str]) -> Iterator[Origin]:
         yield Origin(server.endpoint_url, made, key_id=server.access_key_id, secret=server.secret_access_key)
 
 
+ORIGINS = {None: nginx, "tls": nginx_tls, "signed": seaweedfs}
+
+
 def run_round(folder: pathlib.Path, origin: Origin, name: str, contestants: list[str]) -> dict[str, Took]:
     published, taken = origin.published[name], {}
     for contestant in contestants:
         into = pathlib.Path(tempfile.mkdtemp(dir=folder)) / contestant
         if contestant == OURS:
-            taken[contestant] = ours.measure(into, origin.endpoint_url, published.source, **origin.signing)
+            taken[contestant] = ours.measure(into, origin.endpoint_url, published.source, **origin.access)
         else:
             job = peers.Job(origin.endpoint_url, workloads.BUCKET, [*published.sizes], str(into),
-                            sizes=dict(published.sizes), **origin.signing)  # fmt: skip
+                            sizes=dict(published.sizes), **origin.access)  # fmt: skip
             if (took := peers.measure(contestant, job)) is not None:
                 taken[contestant] = took
         if published.bytes > KEPT_BYTES:
@@ -115,17 +128,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workloads", default="one,flux,loras,small")
     parser.add_argument("--peers", default=",".join(PEERS))
-    parser.add_argument("--signed", action="store_true", help="SeaweedFS instead of nginx")
+    origins = parser.add_mutually_exclusive_group()
+    origins.add_argument("--signed", dest="origin", action="store_const", const="signed", help="SeaweedFS instead of nginx")
+    origins.add_argument("--tls", dest="origin", action="store_const", const="tls", help="nginx over TLS")
     given = parser.parse_args()
     names, contestants = given.workloads.split(","), [OURS, *given.peers.split(",")]
     measured: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="hsb-") as made:
         folder = pathlib.Path(made)
-        with (seaweedfs if given.signed else nginx)(folder, names) as origin:
+        with ORIGINS[given.origin](folder, names) as origin:
             for name in names:
                 measured[name] = compare(folder, origin, name, contestants, given.rounds)
                 show(name, measured[name])
-    results.save(f"fetch{'-signed' if given.signed else ''}", measured)
+    results.save("-".join(filter(None, ("fetch", given.origin))), measured)
 
 
 if __name__ == "__main__":

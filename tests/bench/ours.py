@@ -15,11 +15,14 @@ from tests.daemon_process import Daemon
 
 
 @contextmanager
-def fresh(folder: pathlib.Path, endpoint_url: str, *, key_id: str = "", secret: str = "", **settings: Any) -> Iterator[Daemon]:
+def fresh(
+    folder: pathlib.Path, endpoint_url: str, *, key_id: str = "", secret: str = "", ca_bundle: str = "", **settings: Any
+) -> Iterator[Daemon]:
     """A daemon on an empty shelf, with nothing but the origin's address configured."""
     shutil.rmtree(folder, ignore_errors=True)
     signing = {"access_key_id": key_id, "secret_access_key": secret} if secret else {"unsigned": True}
-    with Daemon(folder, origins={"o": {"endpoint_url": endpoint_url, **signing}}, **settings) as daemon:
+    trusted = {"ca_bundle": ca_bundle} if ca_bundle else {}
+    with Daemon(folder, origins={"o": {"endpoint_url": endpoint_url, **signing, **trusted}}, **settings) as daemon:
         yield daemon
 
 

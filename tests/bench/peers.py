@@ -26,7 +26,8 @@ from tests.servers.child import clean_environment
 
 @dataclass(frozen=True)
 class Job:
-    """`keys` of one bucket into `folder`, each under its last name. Without a `secret` requests are not signed."""
+    """`keys` of one bucket into `folder`, each under its last name. Without a `secret` requests are not signed.
+    `ca_bundle` is whom to trust over TLS, by the variables that each program looks at."""
 
     endpoint_url: str
     bucket: str
@@ -34,6 +35,7 @@ class Job:
     folder: str
     key_id: str = ""
     secret: str = ""
+    ca_bundle: str = ""
     sizes: dict[str, int] = field(default_factory=dict)
 
     def url(self, key: str) -> str:
@@ -45,9 +47,9 @@ class Job:
     @property
     def environment(self) -> dict[str, str]:
         signed = {"AWS_ACCESS_KEY_ID": self.key_id, "AWS_SECRET_ACCESS_KEY": self.secret} if self.secret else {}
-        return clean_environment(
-            AWS_REGION="us-east-1", PATH=f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}", **signed
-        )
+        names = ("SSL_CERT_FILE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE") if self.ca_bundle else ()
+        path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+        return clean_environment(AWS_REGION="us-east-1", PATH=path, **signed, **dict.fromkeys(names, self.ca_bundle))
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def s5cmd(job: Job) -> Fetch:
 def aria2(job: Job) -> Fetch:
     if job.secret:
         raise CannotDo("aria2 does not sign")
-    argv = ["aria2c", "--quiet", "-x16", "-s16", "-j8", "-k8M", "--file-allocation=falloc", "-i", "-"]
+    trusted = [f"--ca-certificate={job.ca_bundle}"] if job.ca_bundle else []
+    argv = ["aria2c", "--quiet", *trusted, "-x16", "-s16", "-j8", "-k8M", "--file-allocation=falloc", "-i", "-"]
     lines = "".join(f"{job.url(key)}\n dir={job.folder}\n out={key.rpartition('/')[2]}\n" for key in job.keys)
     return lambda: _program(job, argv, lines)
 
@@ -121,7 +124,8 @@ def boto3(job: Job) -> Fetch:
         response_checksum_validation="when_required",
     )  # fmt: skip
     client = boto3.client("s3", endpoint_url=job.endpoint_url, region_name="us-east-1", config=config,
-                          aws_access_key_id=job.key_id or None, aws_secret_access_key=job.secret or None)  # fmt: skip
+                          verify=job.ca_bundle or None, aws_access_key_id=job.key_id or None,
+                          aws_secret_access_key=job.secret or None)  # fmt: skip
 
     def fetch() -> None:
         with ThreadPoolExecutor(4) as threads:
@@ -160,6 +164,8 @@ def obstore(job: Job) -> Fetch:
 
 
 def awscrt(job: Job) -> Fetch:
+    if job.ca_bundle:
+        raise CannotDo("awscrt is run without TLS")
     from awscrt.auth import AwsCredentialsProvider
     from awscrt.http import HttpHeaders, HttpRequest
     from awscrt.io import ClientBootstrap, DefaultHostResolver, EventLoopGroup
@@ -189,8 +195,8 @@ def awscrt(job: Job) -> Fetch:
 
 
 def hf_transfer(job: Job) -> Fetch:
-    if job.secret:
-        raise CannotDo("hf_transfer does not sign")
+    if job.secret or job.ca_bundle:
+        raise CannotDo("hf_transfer neither signs nor takes certificates of one's own")
     import hf_transfer
 
     def one(key: str) -> None:
@@ -255,7 +261,7 @@ def measure(name: str, job: Job) -> Took | None:
     folder.mkdir(parents=True)
     done = subprocess.run(
         [sys.executable, "-m", "tests.bench.peers", name], input=json.dumps(asdict(job)), text=True,
-        capture_output=True, env=clean_environment(), timeout=600,
+        capture_output=True, env=clean_environment(**({"SSL_CERT_FILE": job.ca_bundle} if job.ca_bundle else {})), timeout=600,
     )  # fmt: skip
     if done.returncode:
         print(f"   {name}: left out: {(done.stderr.strip().splitlines() or ['?'])[-1]}", file=sys.stderr)

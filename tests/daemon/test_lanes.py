@@ -210,7 +210,7 @@ class Moments:
     def __init__(self, limit: int, *then: int) -> None:
         self.limit, self.then, self.rates = limit, list(then), list[float]()
 
-    def moment(self, rate: float, now: float) -> None:
+    def moment(self, rate: float, now: float, *, is_busy: bool) -> None:
         self.rates.append(rate)
         if self.then:
             self.limit = self.then.pop(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hotshelf_daemon.ingest.pacing import CALM_S, FEWEST, FIRST, PATIENCE, Climb, Rate
+from hotshelf_daemon.ingest.pacing import CALM_S, FEWEST, FEWEST_BUSY, FIRST, PATIENCE, Climb, Rate
 
 MOMENT_S = 0.1
 
@@ -13,12 +13,12 @@ class Origin:
     """Brings `each` bytes a second on a connection, `total` at the most."""
 
     def __init__(self, climb: Climb, each: float, total: float = 1e12) -> None:
-        self.climb, self.each, self.total, self.now = climb, each, total, 100.0
+        self.climb, self.each, self.total, self.now, self.is_busy = climb, each, total, 100.0, False
 
     def moments(self, count: int) -> int:
         for _ in range(count):
             self.now += MOMENT_S
-            self.climb.moment(min(self.total, self.each * self.climb.limit), self.now)
+            self.climb.moment(min(self.total, self.each * self.climb.limit), self.now, is_busy=self.is_busy)
         return self.climb.limit
 
     def refuses(self) -> int:
@@ -110,6 +110,45 @@ def test_what_more_have_helped_is_not_given_up_for_fewer() -> None:
     origin = Origin(Climb(16), each=60e6)
     assert origin.moments(5) == 16
     assert min(origin.moments(1) for _ in range(3 * PATIENCE)) == 16
+
+
+def test_where_processors_are_the_bound_two_are_kept_and_more_are_tried_for_a_moment_only() -> None:
+    origin = Origin(Climb(64), each=300e6, total=600e6)
+    origin.is_busy = True
+    assert max(origin.moments(1) for _ in range(20)) == FIRST
+    kept = [origin.moments(1) for _ in range(3 * PATIENCE)]
+    assert kept.count(FEWEST_BUSY) >= len(kept) - 3
+
+
+def test_fewer_that_bring_less_are_not_kept_however_busy_the_processors_are() -> None:
+    origin = Origin(Climb(64), each=60e6)
+    origin.is_busy = True
+    assert origin.moments(20) == FIRST
+
+
+def test_more_that_make_the_processors_busy_are_given_up_for_what_there_was() -> None:
+    origin = Origin(Climb(64), each=60e6, total=480e6)
+    assert origin.moments(1) == 2 * FIRST
+    origin.is_busy = True
+    assert origin.moments(1) == FIRST
+
+
+def test_what_one_uneven_moment_brought_does_not_decide_when_processors_are_busy() -> None:
+    origin = Origin(Climb(8), each=300e6, total=600e6)
+    origin.is_busy = True
+    origin.moments(4)  # now four of them
+    origin.total = 420e6
+    origin.moments(1)
+    origin.total = 660e6
+    assert origin.moments(20) == FEWEST_BUSY
+
+
+def test_when_processors_have_time_again_more_are_tried() -> None:
+    origin = Origin(Climb(64), each=60e6, total=120e6)
+    origin.is_busy = True
+    assert origin.moments(20) == FEWEST_BUSY
+    origin.is_busy, origin.total = False, 1e12
+    assert origin.moments(PATIENCE + 10) == 64
 
 
 class Clock:

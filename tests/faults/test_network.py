@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import json
 import pathlib
 import socket
@@ -15,9 +13,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from hotshelf_daemon.config import OriginSettings, Settings
 from hotshelf_daemon.origin import Retrying
@@ -27,6 +22,7 @@ from tests.daemon.looking import granted, refused, tree_of
 from tests.daemon_process import Daemon
 from tests.faults.scripted_origin import ScriptedOrigin
 from tests.faults.test_origin_cases import FETCH, settings
+from tests.servers.certificates import certify
 from tests.servers.child import clean_environment
 
 MakeDaemon = Callable[..., Daemon]
@@ -72,20 +68,7 @@ def test_a_name_that_resolves_at_the_second_attempt_is_no_failure(monkeypatch: p
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A self-signed one for 127.0.0.1, with its key."""
-    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "here")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-        .serial_number(1).not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )  # fmt: skip
-    file = tmp_path_factory.mktemp("tls") / "pem"
-    plain = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    file.write_bytes(made.public_bytes(serialization.Encoding.PEM) + key.private_bytes(serialization.Encoding.PEM, *plain))
-    return file
+    return certify(tmp_path_factory.mktemp("tls") / "pem")
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pathlib
+import ssl
 from collections.abc import Iterator
 
 import pytest
@@ -13,11 +15,13 @@ from tests.daemon_process import Daemon
 from tests.faults.invariants import visible_wrongs
 from tests.faults.origin_cases import CASES, RANGED, RESUMED, SINGLE, Case, refuse
 from tests.faults.scripted_origin import ScriptedOrigin
+from tests.servers.certificates import certify
 
 SEGMENT = 64 << 10
 SIZES = {SINGLE: SEGMENT // 2, RANGED: 3 * SEGMENT + 1, RESUMED: 3 * SEGMENT + 1}
 SECRET = "a-canary-of-a-secret"
 KEY_ID = "shelf-key"
+PLAIN, TLS = "plain", "tls"
 #: Short, so that stalls and drips take no time; every wait of the daemon towards an origin is one of these.
 FETCH = {
     "segment_bytes": SEGMENT, "connections": 2, "attempts": 2, "idle_timeout_s": 0.3, "connect_timeout_s": 1,
@@ -26,8 +30,17 @@ FETCH = {
 
 
 @pytest.fixture(scope="module")
-def origin() -> Iterator[ScriptedOrigin]:
-    with ScriptedOrigin() as server:
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return certify(tmp_path_factory.mktemp("tls") / "pem")
+
+
+@pytest.fixture(scope="module")
+def origin(request: pytest.FixtureRequest, certificate: pathlib.Path) -> Iterator[ScriptedOrigin]:
+    context = None
+    if request.param == TLS:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+    with ScriptedOrigin(tls=context) as server:
         yield server
 
 
@@ -39,16 +52,18 @@ def settings(endpoint_url: str, **more: object) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def daemon(origin: ScriptedOrigin, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    origins = {"scripted": settings(origin.endpoint_url)}
+def daemon(origin: ScriptedOrigin, certificate: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    origins = {"scripted": settings(origin.endpoint_url, ca_bundle=str(certificate))}
     with Daemon(tmp_path_factory.mktemp("cases"), origins=origins, fetch=FETCH, revalidate_s=3_600) as running:
         yield running
 
 
 def cases() -> Iterator[object]:
+    """Every shape over plain HTTP, and ranges over TLS too: their bytes take another way."""
     for case in CASES:
-        for shape in case.shapes:
-            yield pytest.param(case, shape, id=f"{case.row}-{case.name}-{shape}".replace(" ", "-"))
+        for over, shape in [(PLAIN, shape) for shape in case.shapes] + [(TLS, RANGED)] * (RANGED in case.shapes):
+            name = f"{case.row}-{case.name}-{shape}" + f"-{over}" * (over != PLAIN)
+            yield pytest.param(over, case, shape, id=name.replace(" ", "-"))
 
 
 def interrupt(daemon: Daemon, origin: ScriptedOrigin, source: str, folder: str) -> None:
@@ -60,7 +75,7 @@ def interrupt(daemon: Daemon, origin: ScriptedOrigin, source: str, folder: str) 
     origin.heal()
 
 
-@pytest.mark.parametrize(("case", "shape"), list(cases()))
+@pytest.mark.parametrize(("origin", "case", "shape"), list(cases()), indirect=["origin"])
 def test_no_answer_publishes_wrong_bytes_or_leaves_the_caller_without_a_reason(
     daemon: Daemon, origin: ScriptedOrigin, case: Case, shape: str, prefix: str
 ) -> None:

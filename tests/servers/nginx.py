@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
+import ssl
 import urllib.request
 from typing import Self
 
@@ -24,7 +25,7 @@ http {{
     default_type application/octet-stream;
     client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
-    server {{ listen 127.0.0.1:{port}; root {root}; location = /-/alive {{ return 200; }} }}
+    server {{ listen 127.0.0.1:{port}{tls}; root {root}; location = /-/alive {{ return 200; }} }}
 }}
 """
 
@@ -32,28 +33,33 @@ http {{
 class Nginx:
     """`with Nginx(folder) as origin:` serves what lies in `origin.root`: put `BUCKET/KEY` there for a path-style reader."""
 
-    def __init__(self, folder: pathlib.Path, *, root: pathlib.Path | None = None) -> None:
-        self.folder, self.root = folder, root or folder / "root"
+    def __init__(
+        self, folder: pathlib.Path, *, root: pathlib.Path | None = None, certificate: pathlib.Path | None = None
+    ) -> None:
+        """Over TLS with a `certificate`, as `certify` makes it."""
+        self.folder, self.root, self._certificate = folder, root or folder / "root", certificate
         (self.port,) = free_ports(1)
         self._child: Child | None = None
 
     @property
     def endpoint_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self._certificate else 'http'}://127.0.0.1:{self.port}"
 
     def start(self) -> None:
         """Returns when it answers. Raises StartFailed."""
         self.root.mkdir(parents=True, exist_ok=True)
         config = self.folder / "nginx.conf"
         user = "user root;" if os.geteuid() == 0 else ""  # folders of tests are closed to nginx's own user
-        config.write_text(_CONFIG.format(folder=self.folder, port=self.port, root=self.root, user=user))
+        tls = f" ssl; ssl_certificate {self._certificate}; ssl_certificate_key {self._certificate}" if self._certificate else ""
+        config.write_text(_CONFIG.format(folder=self.folder, port=self.port, tls=tls, root=self.root, user=user))
         program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin") or "nginx"
         argv = [program, "-p", str(self.folder), "-e", str(self.folder / "error.log"), "-c", str(config)]
         self._child = Child(argv, log=self.folder / "nginx.log", env=clean_environment())
         self._child.wait_ready(self._answers)
 
     def _answers(self) -> bool:
-        with urllib.request.urlopen(f"{self.endpoint_url}/-/alive", timeout=2) as response:
+        trusted = ssl.create_default_context(cafile=self._certificate) if self._certificate else None
+        with urllib.request.urlopen(f"{self.endpoint_url}/-/alive", timeout=2, context=trusted) as response:
             return bool(response.status == 200)
 
     def stop(self) -> None:

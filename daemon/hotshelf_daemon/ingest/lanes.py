@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from hotshelf_daemon.ingest.pacing import Climb
+from hotshelf_daemon.ingest.processors import Processors
 
 MOMENT_S = 0.1
 
@@ -49,6 +50,7 @@ class Lanes:
         self._waiting: list[_Waiting] = []
         self._turn = 0
         self._looking: asyncio.TimerHandle | None = None
+        self._processors = Processors()
         #: Set while no demand is under way: what prefetch waits for.
         self.idle = threading.Event()
         self.idle.set()
@@ -143,7 +145,7 @@ class Lanes:
     def _look(self) -> None:
         """Tells each origin's climb what the last moment brought, if all of its connections were at work throughout."""
         self._looking = None
-        now = time.monotonic()
+        now, is_busy = time.monotonic(), self._processors.are_busy()
         for name, lane in self._lanes.items():
             there, limit = sum(lane.parts.copy().values()), self.limit(name)
             # More than the limit are at work for a while after it sank: what they bring says nothing of the new one.
@@ -151,7 +153,7 @@ class Lanes:
             if full and lane.full:
                 if there == lane.seen:
                     continue  # it answers slowly: a longer moment
-                lane.climb.moment((there - lane.seen) / (now - lane.seen_at), now)
+                lane.climb.moment((there - lane.seen) / (now - lane.seen_at), now, is_busy=is_busy)
             lane.full = full and there > lane.seen and self.limit(name) == limit
             lane.seen, lane.seen_at = there, now
         self._grant()

@@ -21,9 +21,13 @@ FIRST = 8
 GAIN = 1.1
 #: What nobody goes below of its own accord: small files that wait for an answer each would wait one after another.
 FEWEST = 4
+#: Two are enough to keep what is busy busy, one while the other waits.
+FEWEST_BUSY = 2
 #: Another number is tried for so many moments. Fewer must bring this share of the best; less than `LOSS` is not tried again.
 TRIES = 3
 KEPT = 0.95
+#: And so much where processors are the bound: fewer then cost less for the same, and moments are the more uneven.
+KEPT_BUSY = 0.9
 LOSS = 0.8
 #: A fall below this share of the best means that the origin is another one by now: climb anew.
 FALL = 0.6
@@ -39,6 +43,7 @@ CALM_S = 5.0
 
 class _Step(Enum):
     UP = auto()
+    LEVEL = auto()
     DOWN = auto()
     STAY = auto()
 
@@ -46,7 +51,8 @@ class _Step(Enum):
 @dataclass(slots=True)
 class Climb:
     """As few connections as bring the most: doubled while goodput rises, halved when that never helped and fewer bring as
-    much, and halved when the origin refuses. Processors change hands between connections that are too many."""
+    much, and halved when the origin refuses. Processors change hands between connections that are too many: where they are
+    the bound, fewer are tried at once, and down to less."""
 
     most: int
     limit: int = field(init=False)
@@ -55,6 +61,7 @@ class Climb:
     _step: _Step = field(init=False, default=_Step.UP)
     #: Fewer than these brought less.
     _needed: int = 1
+    _is_busy: bool = False
     _fallen: int = 0
     _quiet_moments: int = 0
     _tried: list[float] = field(default_factory=list)
@@ -63,12 +70,18 @@ class Climb:
     def __post_init__(self) -> None:
         self.limit = self._before = min(FIRST, self.most)
 
-    def moment(self, rate: float, now: float) -> None:
-        """A moment in which exactly these connections were at work brought `rate` bytes a second."""
+    def moment(self, rate: float, now: float, *, is_busy: bool = False) -> None:
+        """A moment in which exactly these connections were at work brought `rate` bytes a second; whether it took all of the
+        processors' time."""
         if now - self._refused_at < CALM_S:
             return
-        if self._step is _Step.UP:
+        if self._step is _Step.UP and is_busy:
+            self.limit = self._before if self._best else self.limit
+            self._step, self._is_busy, self._needed, self._tried = _Step.LEVEL, True, 1, []
+        elif self._step is _Step.UP:
             self._climb(rate)
+        elif self._step is _Step.LEVEL:
+            self._level(rate)
         elif self._step is _Step.DOWN:
             self._descend(rate)
         else:
@@ -77,7 +90,7 @@ class Climb:
     def refused(self, now: float) -> None:
         if now - self._refused_at >= REFUSALS_S:
             self.limit = self._before = max(1, self.limit // 2)
-            self._best, self._needed, self._step, self._refused_at = 0.0, 1, _Step.UP, now
+            self._best, self._needed, self._step, self._refused_at, self._is_busy = 0.0, 1, _Step.UP, now, False
 
     def _climb(self, rate: float) -> None:
         if rate >= GAIN * self._best:
@@ -96,10 +109,18 @@ class Climb:
         if self.limit == self._before:
             self._settle()
 
+    def _level(self, rate: float) -> None:
+        """What this number brings, before fewer are tried."""
+        self._tried.append(rate)
+        if len(self._tried) == TRIES:
+            self._best = statistics.mean(self._tried)
+            self._try_fewer()
+
     def _descend(self, rate: float) -> None:
         self._tried.append(rate)
-        brought = statistics.mean(self._tried)
-        if rate < LOSS * self._best or (len(self._tried) == TRIES and brought < KEPT * self._best):
+        brought, kept = statistics.mean(self._tried), KEPT_BUSY if self._is_busy else KEPT
+        hopeless = rate < LOSS * self._best and not self._is_busy
+        if hopeless or (len(self._tried) == TRIES and brought < kept * self._best):
             self.limit = self._needed = self._before
             self._settle()
         elif len(self._tried) == TRIES:
@@ -107,7 +128,8 @@ class Climb:
             self._try_fewer()
 
     def _try_fewer(self) -> None:
-        self._before, self.limit = self.limit, min(self.limit, max(self.limit // 2, self._needed, FEWEST))
+        fewest = FEWEST_BUSY if self._is_busy else FEWEST
+        self._before, self.limit = self.limit, min(self.limit, max(self.limit // 2, self._needed, fewest))
         self._step, self._tried = _Step.DOWN, []
         if self.limit == self._before:
             self._settle()
@@ -121,7 +143,7 @@ class Climb:
         if self._fallen >= 3:
             self._needed = 1  # it is another origin by now
         if self._fallen >= 3 or self._quiet_moments >= PATIENCE:
-            self._best, self._step = rate, _Step.UP
+            self._best, self._step, self._is_busy = rate, _Step.UP, False
             self._try_more()
 
 

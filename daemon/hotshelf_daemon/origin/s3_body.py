@@ -6,10 +6,11 @@ import base64
 import os
 import select
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from http.client import HTTPResponse
-from typing import Any
+from typing import Any, cast
 
 from awscrt import checksums
 
@@ -204,4 +205,17 @@ def _reader(raw: Any) -> Callable[[memoryview], int]:
             return 0
         return _counted_off(below, raw, below.fp.readinto1(buffer[: below.length]))
 
-    return straight
+    if not isinstance(encrypted := _socket_of(below), ssl.SSLSocket):
+        return straight
+    is_new = True  # bytes may wait in Python's buffer, where they came with the head of the answer
+
+    def decrypted(buffer: memoryview) -> int:
+        """A record of 16 KiB at a time, whatever is asked for: what Python does for each is dear."""
+        nonlocal is_new
+        if is_new and below.length:
+            is_new = len(below.fp.peek()) > len(buffer)
+            return straight(buffer)
+        taken = cast(int, encrypted.read(count, buffer)) if (count := min(below.length, len(buffer))) else 0
+        return _counted_off(below, raw, taken) if taken else 0
+
+    return decrypted
