@@ -16,6 +16,7 @@ from hotshelf_daemon.config import load
 from hotshelf_daemon.config.settings import Settings, parse_bytes
 from hotshelf_shared import __version__
 from tests.deploy.restricted import containers, violations
+from tests.deploy.tools import kubectl
 
 DEPLOY = pathlib.Path(__file__).parents[2] / "deploy"
 EXAMPLE = DEPLOY / "kustomize" / "example"
@@ -30,12 +31,16 @@ def pod() -> dict[str, dict[str, Any]]:
     return documents((DEPLOY / "pod.yaml").read_text())
 
 
+def kustomize(folder: pathlib.Path) -> str:
+    done = subprocess.run([kubectl(), "kustomize", str(folder)], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def rendered() -> dict[str, dict[str, Any]]:
     """The example of the Kustomize component."""
-    done = subprocess.run(["kubectl", "kustomize", str(EXAMPLE)], check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return documents(done.stdout)
+    return documents(kustomize(EXAMPLE))
 
 
 def spec_of(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -145,7 +150,6 @@ def test_the_images_are_of_this_version(pod: dict[str, dict[str, Any]]) -> None:
 # ---- Kustomize
 
 
-@pytest.mark.needs("kubectl")
 def test_the_component_makes_of_a_deployment_what_the_pod_is(
     pod: dict[str, dict[str, Any]], rendered: dict[str, dict[str, Any]]
 ) -> None:
@@ -162,7 +166,6 @@ def test_the_component_makes_of_a_deployment_what_the_pod_is(
     assert made == plain
 
 
-@pytest.mark.needs("kubectl")
 def test_what_is_rendered_is_restricted_and_configured_alike(
     pod: dict[str, dict[str, Any]], rendered: dict[str, dict[str, Any]]
 ) -> None:
