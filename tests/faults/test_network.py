@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import socket
@@ -20,7 +21,7 @@ from hotshelf_daemon.origin.guard import LinkLocal, refuse_link_local
 from hotshelf_daemon.origin.s3 import S3Origin, client_for
 from tests.daemon.looking import granted, refused, tree_of
 from tests.daemon_process import Daemon
-from tests.faults.scripted_origin import ScriptedOrigin
+from tests.faults.scripted_origin import Ask, Reply, ScriptedOrigin, tag
 from tests.faults.test_origin_cases import FETCH, settings
 from tests.servers.certificates import certify
 from tests.servers.child import clean_environment
@@ -93,6 +94,36 @@ def test_a_certificate_of_one_s_own_is_accepted_when_it_is_configured(
 ) -> None:
     daemon = cold(make_daemon, secure.endpoint_url, ca_bundle=str(certificate))
     assert tree_of(daemon, granted(daemon.acquire("s3://weights/m"))) == TREE
+
+
+@pytest.mark.parametrize("size", [100, 20_000, 300_000])
+@pytest.mark.parametrize("over", ["plain", "tls"])
+def test_what_an_origin_sends_behind_its_answer_is_not_the_next_one(
+    over: str, size: int, secure: ScriptedOrigin, certificate: pathlib.Path
+) -> None:
+    """A forged answer to what is going to be asked next, in one piece with the true one before it, and in one record."""
+    stop = size + 200
+    data = bytes(n % 251 for n in range(stop))
+
+    def forge(_ask: Ask, reply: Reply) -> None:
+        head = {"ETag": tag(data), "Content-Range": f"bytes {size}-{stop - 1}/{stop}", "Content-Length": "200"}
+        reply.body += Reply(206, dict(head)).head() + bytes(200)
+
+    with contextlib.ExitStack() as stack:
+        origin = secure if over == "tls" else stack.enter_context(ScriptedOrigin())
+        origin.objects["m/a"] = data
+        origin.misdeed(forge, times=1)
+        account = {"endpoint_url": origin.endpoint_url, "addressing_style": "path", "unsigned": True, "region": "x"}
+        trusted = {"ca_bundle": str(certificate)} if over == "tls" else {}
+        reader = S3Origin(client_for(OriginSettings.model_validate(account | trusted), Settings()), "weights", "o")
+        found = reader.head("m/a")
+        assert found is not None
+        for start, end in ((0, size), (size, stop)):
+            with reader.open(found, start, end) as body:
+                got = bytearray()
+                while taken := body.readinto(buffer := memoryview(bytearray(128 << 10))):
+                    got += buffer[:taken]
+            assert bytes(got) == data[start:end]
 
 
 # ---- links

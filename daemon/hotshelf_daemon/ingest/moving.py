@@ -114,7 +114,7 @@ class Splicing:
                     raise
                 self._can = False
         while at < stop:
-            count = os.readv(self._reading, [_buffer()[: stop - at]])
+            count = os.readv(self._reading, [_buffer()[: min(stop - at, WRITTEN_BYTES)]])
             pwrite_all(fd, _buffer()[:count], at)
             at += count
 

@@ -19,15 +19,17 @@ from hotshelf_daemon.ingest.segment import Job, Run
 FIRST = 8
 #: What another step must bring, to be worth its connections.
 GAIN = 1.1
-#: What nobody goes below of its own accord: small files that wait for an answer each would wait one after another.
+#: What nobody goes below of its own accord: small files that wait for an answer each would wait one after another. Where
+#: processors are the bound two are enough, one at work while the other waits.
 FEWEST = 4
-#: Two are enough to keep what is busy busy, one while the other waits.
 FEWEST_BUSY = 2
 #: Another number is tried for so many moments. Fewer must bring this share of the best; less than `LOSS` is not tried again.
 TRIES = 3
 KEPT = 0.95
-#: And so much where processors are the bound: fewer then cost less for the same, and moments are the more uneven.
+#: And so much where processors are the bound: fewer cost less for the same. `GAIN` leads back from there.
 KEPT_BUSY = 0.9
+#: So many busy moments in a row say that they are, where it was not known before.
+BUSY_MOMENTS = 5
 LOSS = 0.8
 #: A fall below this share of the best means that the origin is another one by now: climb anew.
 FALL = 0.6
@@ -43,6 +45,7 @@ CALM_S = 5.0
 
 class _Step(Enum):
     UP = auto()
+    #: What this number brings is measured, before another is held against it.
     LEVEL = auto()
     DOWN = auto()
     STAY = auto()
@@ -51,8 +54,11 @@ class _Step(Enum):
 @dataclass(slots=True)
 class Climb:
     """As few connections as bring the most: doubled while goodput rises, halved when that never helped and fewer bring as
-    much, and halved when the origin refuses. Processors change hands between connections that are too many: where they are
-    the bound, fewer are tried at once, and down to less."""
+    much, and halved when the origin refuses.
+
+    Processors change hands between connections that are too many. Where they are the bound, moments are uneven, so that
+    means are compared, fewer are tried before more, and two may be enough.
+    """
 
     most: int
     limit: int = field(init=False)
@@ -61,7 +67,12 @@ class Climb:
     _step: _Step = field(init=False, default=_Step.UP)
     #: Fewer than these brought less.
     _needed: int = 1
-    _is_busy: bool = False
+    #: Processors are the bound. They have been busy for so many moments in a row, or for so many they have not.
+    _is_bound: bool = False
+    _busy_for: int = 0
+    _free_for: int = 0
+    #: After LEVEL.
+    _next: _Step = field(init=False, default=_Step.DOWN)
     _fallen: int = 0
     _quiet_moments: int = 0
     _tried: list[float] = field(default_factory=list)
@@ -71,14 +82,12 @@ class Climb:
         self.limit = self._before = min(FIRST, self.most)
 
     def moment(self, rate: float, now: float, *, is_busy: bool = False) -> None:
-        """A moment in which exactly these connections were at work brought `rate` bytes a second; whether it took all of the
-        processors' time."""
+        """A moment in which exactly these connections were at work brought `rate` bytes a second; `is_busy` when there was
+        little processor time left."""
         if now - self._refused_at < CALM_S:
             return
-        if self._step is _Step.UP and is_busy:
-            self.limit = self._before if self._best else self.limit
-            self._step, self._is_busy, self._needed, self._tried = _Step.LEVEL, True, 1, []
-        elif self._step is _Step.UP:
+        self._busy_for, self._free_for = (self._busy_for + 1, 0) if is_busy else (0, self._free_for + 1)
+        if self._step is _Step.UP:
             self._climb(rate)
         elif self._step is _Step.LEVEL:
             self._level(rate)
@@ -90,36 +99,57 @@ class Climb:
     def refused(self, now: float) -> None:
         if now - self._refused_at >= REFUSALS_S:
             self.limit = self._before = max(1, self.limit // 2)
-            self._best, self._needed, self._step, self._refused_at, self._is_busy = 0.0, 1, _Step.UP, now, False
+            self._best, self._needed, self._step, self._refused_at = 0.0, 1, _Step.UP, now
+            self._is_bound, self._tried = False, []
 
     def _climb(self, rate: float) -> None:
-        if rate >= GAIN * self._best:
-            if self._best:
-                self._needed = self.limit
-            self._best, self._before = rate, self.limit
-            self._try_more()
-            return
         self._tried.append(rate)
-        if len(self._tried) == TRIES:  # one moment says little: new connections wait for their first byte
+        is_busy, is_last = self._busy_for > 0, len(self._tried) == TRIES
+        if self.limit == self._before:  # the first number
+            if is_busy and len(self._tried) > 1:
+                self._measure(_Step.DOWN)
+            elif not is_busy:
+                self._keep_more(rate)
+            return
+        slowly = self._is_bound or is_busy
+        brought = statistics.mean(self._tried) if slowly else rate
+        if brought >= GAIN * self._best and (is_last or not slowly):
+            self._keep_more(brought)
+        elif is_last:  # one moment says little: new connections wait for their first byte
             self.limit = self._before
-            self._try_fewer()
+            if is_busy and not self._is_bound:
+                self._measure(_Step.DOWN)
+            else:
+                self._try_fewer()
+
+    def _keep_more(self, brought: float) -> None:
+        if self._best:
+            self._needed = self.limit
+        self._best = brought
+        self._try_more()
 
     def _try_more(self) -> None:
-        self._before, self.limit, self._tried = self.limit, min(self.most, 2 * self.limit), []
+        self._step, self._tried = _Step.UP, []
+        self._before, self.limit = self.limit, min(self.most, 2 * self.limit)
         if self.limit == self._before:
             self._settle()
 
+    def _measure(self, then: _Step) -> None:
+        self._step, self._next, self._is_bound, self._needed, self._tried = _Step.LEVEL, then, True, 1, []
+
     def _level(self, rate: float) -> None:
-        """What this number brings, before fewer are tried."""
         self._tried.append(rate)
         if len(self._tried) == TRIES:
             self._best = statistics.mean(self._tried)
-            self._try_fewer()
+            if self._next is _Step.UP and self.limit < self.most:
+                self._try_more()
+            else:
+                self._try_fewer()
 
     def _descend(self, rate: float) -> None:
         self._tried.append(rate)
-        brought, kept = statistics.mean(self._tried), KEPT_BUSY if self._is_busy else KEPT
-        hopeless = rate < LOSS * self._best and not self._is_busy
+        brought, kept = statistics.mean(self._tried), KEPT_BUSY if self._is_bound else KEPT
+        hopeless = rate < LOSS * self._best and not self._is_bound
         if hopeless or (len(self._tried) == TRIES and brought < kept * self._best):
             self.limit = self._needed = self._before
             self._settle()
@@ -128,7 +158,7 @@ class Climb:
             self._try_fewer()
 
     def _try_fewer(self) -> None:
-        fewest = FEWEST_BUSY if self._is_busy else FEWEST
+        fewest = FEWEST_BUSY if self._is_bound else FEWEST
         self._before, self.limit = self.limit, min(self.limit, max(self.limit // 2, self._needed, fewest))
         self._step, self._tried = _Step.DOWN, []
         if self.limit == self._before:
@@ -140,10 +170,14 @@ class Climb:
     def _stay(self, rate: float) -> None:
         self._fallen = self._fallen + 1 if rate < FALL * self._best else 0
         self._quiet_moments += 1
-        if self._fallen >= 3:
-            self._needed = 1  # it is another origin by now
-        if self._fallen >= 3 or self._quiet_moments >= PATIENCE:
-            self._best, self._step, self._is_busy = rate, _Step.UP, False
+        is_due = self._quiet_moments >= PATIENCE
+        if is_due and self._busy_for > 1:
+            self._measure(_Step.UP)
+        elif self._busy_for >= BUSY_MOMENTS and not self._is_bound:
+            self._measure(_Step.DOWN)
+        elif self._fallen >= 3 or (is_due and self._free_for > 1):
+            self._needed = 1 if self._fallen >= 3 else self._needed  # it is another origin by now
+            self._best, self._is_bound = rate, False
             self._try_more()
 
 

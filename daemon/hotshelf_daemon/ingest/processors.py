@@ -48,7 +48,7 @@ class Processors:
 def _quotas(root: str) -> Iterator[float]:
     """Processors that each control group above this process may use, as far as they are seen here."""
     for line in _lines(root, "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers and "cpu" not in controllers.split(","):
             continue
         mount, names = ("sys/fs/cgroup/cpu", _V1) if controllers else ("sys/fs/cgroup", _V2)

@@ -16,7 +16,8 @@ from awscrt import checksums
 
 from hotshelf_daemon.origin.port import CANNOT_SPLICE, Corrupted
 
-#: A read returns what has come after this long: a slow connection is to be seen as slow, and not as silent.
+#: A read returns what has come after this long, or with the next bytes where it cannot look ahead: a slow connection is to
+#: be seen as slow, and not as silent.
 LINGER_S = 0.25
 READ_BYTES = 256 << 10
 #: What goes through our memory all the same, at a time: no pipe that is worth it is smaller.
@@ -212,10 +213,15 @@ def _reader(raw: Any) -> Callable[[memoryview], int]:
     def decrypted(buffer: memoryview) -> int:
         """A record of 16 KiB at a time, whatever is asked for: what Python does for each is dear."""
         nonlocal is_new
-        if is_new and below.length:
-            is_new = len(below.fp.peek()) > len(buffer)
-            return straight(buffer)
-        taken = cast(int, encrypted.read(count, buffer)) if (count := min(below.length, len(buffer))) else 0
+        if not (count := min(below.length, len(buffer))):
+            return 0
+        if is_new:
+            held = len(below.fp.peek())
+            is_new = held > count
+            return straight(buffer[: min(held, count)])
+        taken = cast(int, encrypted.read(count, buffer))
+        if taken == below.length and encrypted.pending():
+            raw.close()  # what comes after the last byte would be taken for the next answer
         return _counted_off(below, raw, taken) if taken else 0
 
     return decrypted
