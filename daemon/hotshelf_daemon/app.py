@@ -29,13 +29,12 @@ from hotshelf_daemon.acquire import (
     Published,
     Publisher,
 )
-from hotshelf_daemon.config import Loaded, Settings
-from hotshelf_daemon.index import file_system_of, open_index, set_aside
+from hotshelf_daemon.config import Settings
+from hotshelf_daemon.index import Index, file_system_of, open_index, set_aside
 from hotshelf_daemon.ingest import Ingests
 from hotshelf_daemon.metrics import Metrics
 from hotshelf_daemon.origin import Directory, Origin, Retrying
 from hotshelf_daemon.origin.counting import Counting
-from hotshelf_daemon.reconfigure import changed, check_budget
 from hotshelf_daemon.recover import recover
 from hotshelf_daemon.server.unix import group_id
 from hotshelf_daemon.shelf import Shelf
@@ -62,7 +61,12 @@ def open_shelf(settings: Settings, metrics: Metrics) -> Shelf:
             "the store lies in the container's own layer and goes with it: mount a volume", extra={"store": settings.store}
         )
     try:
-        check_budget(settings, layout)
+        total = layout.room().total_bytes
+        if isinstance(settings.budget, int) and settings.budget > total:
+            raise BadConfiguration(
+                f"budget is {settings.budget:,} bytes and the file system of {settings.store} has {total:,}",
+                hint="Lower `budget`, or give it as a percentage.",
+            )
         key = bundle_key(layout, settings.bundles.key_file)
         index = open_index(settings.index_path)
         try:
@@ -76,12 +80,12 @@ def open_shelf(settings: Settings, metrics: Metrics) -> Shelf:
     return Shelf(settings, layout, index, metrics, key)
 
 
-async def serve(loaded: Loaded, reload: Callable[[], Loaded]) -> bool:
+async def serve(settings: Settings) -> bool:
     """Runs until SIGTERM or SIGINT, then drains: no new request, those under way get `drain_s`, the rest is resumable.
 
-    True when the daemon is to be started anew: the index broke under it and has been set aside, or there are other settings.
+    True when the index broke under it: it has been set aside, and the daemon is to be started anew, which rebuilds it.
     """
-    settings, stopping = loaded.settings, asyncio.Event()
+    stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     shelf = await asyncio.to_thread(open_shelf, settings, Metrics(hotshelf_version()))
@@ -89,7 +93,7 @@ async def serve(loaded: Loaded, reload: Callable[[], Loaded]) -> bool:
     try:
         async with running(shelf, stopping):
             log.info("ready", extra={"socket": settings.socket, "store": settings.store, "listen": settings.listen})
-            is_changed = await _end_of(shelf, stopping, loaded, reload)
+            await _end_of(shelf.index, stopping)
             log.info("draining", extra={"drain_s": _drain_s(shelf)})
         async with shelf.hand:
             pass  # what is changing the disk and the index is through
@@ -103,23 +107,19 @@ async def serve(loaded: Loaded, reload: Callable[[], Loaded]) -> bool:
         # A disk that breaks every index is not to be worn out by new ones.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stopping.wait(), max(0.0, SHORTEST_LIFE_S - (time.monotonic() - began)))
-    return (shelf.index.is_unreadable or is_changed) and not stopping.is_set()
+    return shelf.index.is_unreadable and not stopping.is_set()
 
 
-async def _end_of(shelf: Shelf, stopping: asyncio.Event, loaded: Loaded, reload: Callable[[], Loaded]) -> bool:
-    """Until somebody wants the daemon to stop, the index breaks under it, or there are other settings; whether it is these."""
+async def _end_of(index: Index, stopping: asyncio.Event) -> None:
+    """Until somebody wants the daemon to stop, or the index breaks under it."""
     loop, ending = asyncio.get_running_loop(), asyncio.Event()
-    shelf.index.on_unreadable = lambda: loop.call_soon_threadsafe(ending.set)
-    if shelf.index.is_unreadable:
-        return False
-    changing = asyncio.create_task(changed(loaded, shelf.layout, reload))
+    index.on_unreadable = lambda: loop.call_soon_threadsafe(ending.set)
+    if index.is_unreadable:
+        return
     waits = [asyncio.create_task(event.wait()) for event in (stopping, ending)]
-    await asyncio.wait([*waits, changing], return_when=asyncio.FIRST_COMPLETED)
-    is_changed = changing.done()
-    for wait in (*waits, changing):
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
         wait.cancel()
-    await asyncio.gather(changing, return_exceptions=True)
-    return is_changed
 
 
 def _drain_s(shelf: Shelf) -> float:

@@ -28,10 +28,9 @@ def hotshelfd(**flags: str | float | None) -> int:
     """Keep weights hot on a shared volume and lease them to workers over a Unix socket."""
     os.umask(UMASK)
     try:
-        given = {"idle_exit_s" if name == "idle_exit" else name: value for name, value in flags.items()}
-        loaded = load(given)
-        logs.configure(loaded.settings.log_level, loaded.settings.secrets())
-        start_anew = asyncio.run(app.serve(loaded, lambda: load(given)))
+        settings = load({"idle_exit_s" if name == "idle_exit" else name: value for name, value in flags.items()}).settings
+        logs.configure(settings.log_level, settings.secrets())
+        start_anew = asyncio.run(app.serve(settings))
     except HotshelfError as error:
         print(f"hotshelfd: {error.message}\n  {error.hint}", file=sys.stderr)
         return error.exit_code

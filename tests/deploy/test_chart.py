@@ -82,13 +82,10 @@ def test_the_daemon_takes_the_configuration(rendered: Rendered, tmp_path: pathli
     assert settings.origins
 
 
-def test_a_change_of_the_configuration_rolls_no_pod_and_reaches_the_daemon() -> None:
-    """It follows its file; a file mounted by `subPath` would never change."""
+def test_a_change_of_the_configuration_rolls_the_pods() -> None:
     one, other = (render("--set", f"config.prefetch.max_rate={rate}") for rate in ("1MiB/s", "2MiB/s"))
-    assert one["Deployment"] == other["Deployment"]
-    assert one["ConfigMap"] != other["ConfigMap"]
-    (sidecar,) = one["Deployment"][0]["spec"]["template"]["spec"]["initContainers"]
-    assert "subPath" not in by_name(sidecar["volumeMounts"])["config"]
+    marks = [found["Deployment"][0]["spec"]["template"]["metadata"]["annotations"]["checksum/config"] for found in (one, other)]
+    assert marks[0] != marks[1]
 
 
 def test_the_sidecar_is_that_of_the_plain_pod() -> None:

@@ -154,7 +154,10 @@ def test_the_component_makes_of_a_deployment_what_the_pod_is(
     pod: dict[str, dict[str, Any]], rendered: dict[str, dict[str, Any]]
 ) -> None:
     plain, made = copy.deepcopy(spec_of(pod)), copy.deepcopy(spec_of(rendered))
-    assert rendered["ConfigMap"]["metadata"]["name"] == "hotshelf"  # the same whatever is in it: hotshelfd follows a change
+    config = by_name(made["volumes"])["config"]["configMap"]
+    assert re.fullmatch(r"hotshelf-[a-z0-9]+", config["name"])  # of its content: a change of it rolls the pods
+    assert config["name"] == rendered["ConfigMap"]["metadata"]["name"]
+    config["name"] = "hotshelf"
     for spec in (plain, made):
         spec["volumes"] = by_name(spec["volumes"])
         for container in containers(spec):

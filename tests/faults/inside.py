@@ -85,8 +85,7 @@ def run_inside(
     async def live() -> None:
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(1, thread_name_prefix="default"))
-        loaded = load(flags, {})
-        serving = asyncio.create_task(app.serve(loaded, lambda: loaded))
+        serving = asyncio.create_task(app.serve(load(flags, {}).settings))
         with ThreadPoolExecutor(1, thread_name_prefix="story") as teller:
             told = loop.run_in_executor(teller, tell)
             await asyncio.wait({serving, told}, return_when=asyncio.FIRST_COMPLETED)

@@ -2,6 +2,5 @@
 
 from hotshelf_daemon.config.layers import Loaded, load, reread, sign_password
 from hotshelf_daemon.config.settings import ModelSettings, OriginSettings, Settings, share_of
-from hotshelf_daemon.config.watching import watched
 
-__all__ = ["Loaded", "ModelSettings", "OriginSettings", "Settings", "load", "reread", "share_of", "sign_password", "watched"]
+__all__ = ["Loaded", "ModelSettings", "OriginSettings", "Settings", "load", "reread", "share_of", "sign_password"]

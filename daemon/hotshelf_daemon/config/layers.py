@@ -50,11 +50,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The settings, for every dotted key the layer it came from, and the file's path if there is one."""
+    """The settings, and for every dotted key the layer it came from."""
 
     settings: Settings
     where: Mapping[str, str]
-    path: str | None = None
 
     def rows(self) -> list[tuple[str, str, str]]:
         return [(r.key, r.value, r.where) for r in self._rows("", self.settings)]
@@ -85,9 +84,7 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
     """
     given = {key: value for key, value in (flags or {}).items() if value is not None}
     env = os.environ if environ is None else environ
-    path = (
-        given.pop("config", None) or env.get("HOTSHELF_CONFIG") or (DEFAULT_CONFIG if os.path.exists(DEFAULT_CONFIG) else None)
-    )
+    path = given.pop("config", None) or env.get("HOTSHELF_CONFIG")
     merged: dict[str, Any] = {}
     where: dict[str, str] = {}
     for layer, values in (*_file_layer(path), *_seed_layer(env), *_environment_layer(env)):
@@ -98,12 +95,13 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
         settings = Settings.model_validate(_with_credentials(merged, env))
     except ValidationError as error:
         raise _explain(error, where) from None
-    return Loaded(settings, where, path)
+    return Loaded(settings, where)
 
 
 def _file_layer(path: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    if path is None:
+    if path is None and not os.path.exists(DEFAULT_CONFIG):
         return
+    path = path or DEFAULT_CONFIG
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read()
