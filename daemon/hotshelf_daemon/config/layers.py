@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, SecretStr, ValidationError
+from yaml.parser import ParserError
+from yaml.scanner import ScannerError
 
 from hotshelf_daemon.config.settings import OriginSettings, Settings
 from hotshelf_shared.errors import BadConfiguration
@@ -87,14 +89,16 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
     path = given.pop("config", None) or env.get("HOTSHELF_CONFIG")
     merged: dict[str, Any] = {}
     where: dict[str, str] = {}
-    for layer, values in (*_file_layer(path), *_seed_layer(env), *_environment_layer(env)):
-        _lay(merged, where, values, layer)
-    for key, value in given.items():
-        _lay(merged, where, _nested(key.split("."), value), f"flag --{key.replace('_', '-')}")
     try:
+        for layer, values in (*_file_layer(path), *_seed_layer(env), *_environment_layer(env)):
+            _lay(merged, where, values, layer)
+        for key, value in given.items():
+            _lay(merged, where, _nested(key.split("."), value), f"flag --{key.replace('_', '-')}")
         settings = Settings.model_validate(_with_credentials(merged, env))
     except ValidationError as error:
         raise _explain(error, where) from None
+    except RecursionError:
+        raise BadConfiguration("a value of the configuration contains itself", hint="Look for an alias (*name).") from None
     return Loaded(settings, where)
 
 
@@ -110,12 +114,20 @@ def _file_layer(path: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         values = yaml.safe_load(text)
     except _NOT_YAML as error:
-        raise BadConfiguration(f"{path} is not YAML: {' '.join(str(error).split())[:300]}") from error
+        raise BadConfiguration(f"{path} is not YAML: {_told_of(error)}") from None
     if values is None:
         return
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise BadConfiguration(f"{path} is not a YAML mapping")
     yield f"file {path}", values
+
+
+def _told_of(error: Exception) -> str:
+    """Where and what, without the line itself, which its own message has: a secret may stand there."""
+    mark = getattr(error, "problem_mark", None)
+    problem = error.problem if isinstance(error, ScannerError | ParserError) else None
+    place = f"line {mark.line + 1}, column {mark.column + 1}" if mark is not None else "a value"
+    return f"{place}: {problem or 'it cannot be read'}"
 
 
 def _seed_layer(env: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -222,8 +234,8 @@ def _read_secret(path: str, setting: str) -> str:
     try:
         with open(path, encoding="utf-8") as file:
             return file.read().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text"
+    except (OSError, ValueError) as error:  # a path may have characters that none can have
+        reason = error.strerror if isinstance(error, OSError) else "not text, or no path"
         raise BadConfiguration(f"{setting}: cannot read {path}: {reason}") from None
 
 
