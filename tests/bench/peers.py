@@ -77,6 +77,32 @@ def s5cmd(job: Job) -> Fetch:
     return lambda: _program(job, argv, lines)
 
 
+def runai(job: Job) -> Fetch:
+    """It streams into memory: what it hands over is written, as anybody who is to keep it must."""
+    from runai_model_streamer import FileChunks, FileStreamer
+    from runai_model_streamer.s3_utils.s3_utils import S3Credentials
+
+    names = {"RUNAI_STREAMER_S3_UNSIGNED": "0" if job.secret else "1", "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0"}
+    os.environ.update(job.environment | names)
+    signing = {"access_key_id": job.key_id, "secret_access_key": job.secret} if job.secret else {}
+    credentials = S3Credentials(endpoint=job.endpoint_url, region_name="us-east-1", **signing)
+    part = 16 << 20
+
+    def fetch() -> None:
+        wanted, fds = [], []
+        for number, key in enumerate(job.keys):
+            offsets = [*range(0, job.sizes[key], part)]
+            sizes = [min(part, job.sizes[key] - offset) for offset in offsets]
+            wanted.append(FileChunks(number, f"s3://{job.bucket}/{key}", offsets, sizes))
+            fds.append(os.open(job.path(key), os.O_WRONLY | os.O_CREAT))
+        with FileStreamer() as streamer:
+            streamer.stream_files(wanted, credentials)
+            for number, index, tensor in streamer.get_chunks():
+                os.pwrite(fds[number], tensor.numpy(), index * part)
+
+    return fetch
+
+
 def aria2(job: Job) -> Fetch:
     if job.secret:
         raise CannotDo("aria2 does not sign")
@@ -213,7 +239,7 @@ def hf_transfer(job: Job) -> Fetch:
 #: host. To take it again costs more than to fetch; so all have to, and nobody who is quick to start is spared.
 SETTLE_S = 4.0
 PEERS: dict[str, Callable[[Job], Fetch]] = {
-    one.__name__: one for one in (s5cmd, rclone, obstore, awscrt, aria2, boto3, hf_transfer, curl)
+    one.__name__: one for one in (s5cmd, rclone, obstore, awscrt, aria2, boto3, hf_transfer, runai, curl)
 }
 
 
