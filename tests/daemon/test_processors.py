@@ -81,7 +81,7 @@ def test_a_quota_is_our_bound_on_an_idle_machine_too(machine: Machine, files: di
     assert not processors.are_busy()
 
 
-@pytest.mark.parametrize("quota", ["max 100000", "-1 100000", "", "what"])
+@pytest.mark.parametrize("quota", ["max 100000", "-1 100000", "", "what", "10000 0"])
 def test_no_quota_or_one_that_cannot_be_read_is_none(machine: Machine, quota: str) -> None:
     machine.write("proc/self/cgroup", "0::/\n")
     machine.write("sys/fs/cgroup/cpu.max", quota)

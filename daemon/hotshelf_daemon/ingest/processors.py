@@ -55,7 +55,7 @@ def _quotas(root: str) -> Iterator[float]:
         path = posixpath.normpath("/" + path.lstrip("/"))
         while True:
             said = [word for name in names for line in _lines(root, f"{mount}{path}/{name}") for word in line.split()]
-            if len(said) == 2 and all(word.isdecimal() for word in said):  # neither max nor -1
+            if len(said) == 2 and all(word.isdecimal() and int(word) for word in said):  # neither max nor -1
                 yield int(said[0]) / int(said[1])
             if path == "/":
                 break
