@@ -29,12 +29,13 @@ from hotshelf_daemon.acquire import (
     Published,
     Publisher,
 )
-from hotshelf_daemon.config import Settings
-from hotshelf_daemon.index import Index, file_system_of, open_index, set_aside
+from hotshelf_daemon.config import Loaded, Settings
+from hotshelf_daemon.index import file_system_of, open_index, set_aside
 from hotshelf_daemon.ingest import Ingests
 from hotshelf_daemon.metrics import Metrics
 from hotshelf_daemon.origin import Directory, Origin, Retrying
 from hotshelf_daemon.origin.counting import Counting
+from hotshelf_daemon.reconfigure import changed, check
 from hotshelf_daemon.recover import recover
 from hotshelf_daemon.server.unix import group_id
 from hotshelf_daemon.shelf import Shelf
@@ -61,12 +62,7 @@ def open_shelf(settings: Settings, metrics: Metrics) -> Shelf:
             "the store lies in the container's own layer and goes with it: mount a volume", extra={"store": settings.store}
         )
     try:
-        total = layout.room().total_bytes
-        if isinstance(settings.budget, int) and settings.budget > total:
-            raise BadConfiguration(
-                f"budget is {settings.budget:,} bytes and the file system of {settings.store} has {total:,}",
-                hint="Lower `budget`, or give it as a percentage.",
-            )
+        check(settings, layout)
         key = bundle_key(layout, settings.bundles.key_file)
         index = open_index(settings.index_path)
         try:
@@ -80,12 +76,12 @@ def open_shelf(settings: Settings, metrics: Metrics) -> Shelf:
     return Shelf(settings, layout, index, metrics, key)
 
 
-async def serve(settings: Settings) -> bool:
+async def serve(loaded: Loaded, reload: Callable[[], Loaded]) -> bool:
     """Runs until SIGTERM or SIGINT, then drains: no new request, those under way get `drain_s`, the rest is resumable.
 
-    True when the index broke under it: it has been set aside, and the daemon is to be started anew, which rebuilds it.
+    True when the daemon is to be started anew: the index broke under it and has been set aside, or there are other settings.
     """
-    stopping = asyncio.Event()
+    settings, stopping = loaded.settings, asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     shelf = await asyncio.to_thread(open_shelf, settings, Metrics(hotshelf_version()))
@@ -93,7 +89,7 @@ async def serve(settings: Settings) -> bool:
     try:
         async with running(shelf, stopping):
             log.info("ready", extra={"socket": settings.socket, "store": settings.store, "listen": settings.listen})
-            await _end_of(shelf.index, stopping)
+            is_changed = await _end_of(shelf, stopping, loaded, reload)
             log.info("draining", extra={"drain_s": _drain_s(shelf)})
         async with shelf.hand:
             pass  # what is changing the disk and the index is through
@@ -107,19 +103,23 @@ async def serve(settings: Settings) -> bool:
         # A disk that breaks every index is not to be worn out by new ones.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stopping.wait(), max(0.0, SHORTEST_LIFE_S - (time.monotonic() - began)))
-    return shelf.index.is_unreadable and not stopping.is_set()
+    return (shelf.index.is_unreadable or is_changed) and not stopping.is_set()
 
 
-async def _end_of(index: Index, stopping: asyncio.Event) -> None:
-    """Until somebody wants the daemon to stop, or the index breaks under it."""
+async def _end_of(shelf: Shelf, stopping: asyncio.Event, loaded: Loaded, reload: Callable[[], Loaded]) -> bool:
+    """Until somebody wants the daemon to stop, the index breaks under it, or there are other settings; whether it is these."""
     loop, ending = asyncio.get_running_loop(), asyncio.Event()
-    index.on_unreadable = lambda: loop.call_soon_threadsafe(ending.set)
-    if index.is_unreadable:
-        return
+    shelf.index.on_unreadable = lambda: loop.call_soon_threadsafe(ending.set)
+    if shelf.index.is_unreadable:
+        return False
+    changing = asyncio.create_task(changed(loaded, shelf, reload))
     waits = [asyncio.create_task(event.wait()) for event in (stopping, ending)]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for wait in waits:
+    await asyncio.wait([*waits, changing], return_when=asyncio.FIRST_COMPLETED)
+    is_changed = changing.done()
+    for wait in (*waits, changing):
         wait.cancel()
+    await asyncio.wait([changing])  # its threads are through
+    return is_changed
 
 
 def _drain_s(shelf: Shelf) -> float:

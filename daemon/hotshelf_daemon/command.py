@@ -28,13 +28,14 @@ def hotshelfd(**flags: str | float | None) -> int:
     """Keep weights hot on a shared volume and lease them to workers over a Unix socket."""
     os.umask(UMASK)
     try:
-        settings = load({"idle_exit_s" if name == "idle_exit" else name: value for name, value in flags.items()}).settings
-        logs.configure(settings.log_level, settings.secrets())
-        start_anew = asyncio.run(app.serve(settings))
+        given = {"idle_exit_s" if name == "idle_exit" else name: value for name, value in flags.items()}
+        loaded = load(given)
+        logs.configure(loaded.settings.log_level, loaded.settings.secrets())
+        start_anew = asyncio.run(app.serve(loaded, lambda: load({**given, "config": loaded.path})))
     except HotshelfError as error:
         print(f"hotshelfd: {error.message}\n  {error.hint}", file=sys.stderr)
         return error.exit_code
     if start_anew:
         # The same process in a new skin: no thread, descriptor or connection of the old one is left.
-        os.execv(sys.executable, [sys.executable, "-m", "hotshelf_daemon", *sys.argv[1:]])  # noqa: S606 - ourselves
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - ourselves
     return 0

@@ -32,6 +32,10 @@ class Metrics:
         self.prefetch_bytes = Counter("hotshelf_prefetch_bytes_total", "Bytes prefetched.", ["result"], registry=registry)
         self.ingest_active = Gauge("hotshelf_ingest_active", "Blobs being fetched.", registry=registry)
         self.index_wal_bytes = Gauge("hotshelf_index_wal_bytes", "Size of the index's write-ahead log.", registry=registry)
+        self.configuration_is_followed = Gauge(
+            "hotshelf_config_last_reload_successful", "Whether the file says what the daemon does.", registry=registry
+        )
+        self.configuration_is_followed.set(1)
         # Made once: a counter that has never counted is 0, not absent, and a hit looks up no labels.
         self._acquired = {o: (self.acquires.labels(o), self.acquire_s.labels(o)) for o in OUTCOMES}
         for state in STATES:

@@ -6,15 +6,18 @@ proc_meminfo(5), cgroups(7), and the kernel's documentation of the memory contro
 
 from __future__ import annotations
 
-import os
-import posixpath
 from collections.abc import Iterator
+
+from hotshelf_shared import cgroups
 
 #: A part of what is available is left alone: it is an estimate, and whoever loads the weights needs some too.
 MARGIN = 0.1
 
-_V2 = ("memory.max", "memory.current", ("inactive_file", "active_file"))
-_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
+#: Limit, usage, and what of the usage is page cache.
+_NAMES: dict[cgroups.Version, tuple[str, str, tuple[str, str]]] = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
+    2: ("memory.max", "memory.current", ("inactive_file", "active_file")),
+}
 
 
 def room(keep: int, *, root: str = "/") -> float:
@@ -24,41 +27,19 @@ def room(keep: int, *, root: str = "/") -> float:
 
 def _spare(keep: int, root: str) -> Iterator[tuple[int, int]]:
     """Of the machine and of each group: bytes available, and how many of those are to be kept."""
-    for line in _lines(root, "proc/meminfo"):
+    for line in cgroups.lines(root, "proc/meminfo"):
         if line.startswith("MemAvailable:"):
             yield int(line.split()[1]) * 1024, keep
-    for line in _lines(root, "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            yield from _groups("sys/fs/cgroup", path, keep, root, _V2)
-        elif "memory" in controllers.split(","):
-            yield from _groups("sys/fs/cgroup/memory", path, keep, root, _V1)
-
-
-def _groups(mount: str, path: str, keep: int, root: str, names: tuple[str, str, tuple[str, str]]) -> Iterator[tuple[int, int]]:
-    """The group and those above it, as far as they are seen here: in a container perhaps its own alone, at the mount."""
-    limit_name, usage_name, file_names = names
-    path = posixpath.normpath("/" + path.lstrip("/"))  # of two slashes normpath keeps both
-    while True:
-        limit, usage = (_number(root, f"{mount}{path}/{name}") for name in (limit_name, usage_name))
+    for version, folder in cgroups.folders("memory", root):
+        limit_name, usage_name, file_names = _NAMES[version]
+        limit, usage = (_number(root, f"{folder}/{name}") for name in (limit_name, usage_name))
         if limit is not None and usage is not None:
-            stat = dict(line.split() for line in _lines(root, f"{mount}{path}/memory.stat"))
+            stat = dict(line.split() for line in cgroups.lines(root, f"{folder}/memory.stat"))
             files = sum(int(stat.get(name, 0)) for name in file_names)
             yield max(0, limit - usage) + files, min(keep, files)  # pages that others read are on their account
-        if path == "/":
-            return
-        path = posixpath.dirname(path)
 
 
 def _number(root: str, path: str) -> int | None:
     """None for ``max``, and where there is no such file."""
-    (text,) = _lines(root, path) or [""]
+    (text,) = cgroups.lines(root, path) or [""]
     return int(text) if text.isdecimal() else None
-
-
-def _lines(root: str, path: str) -> list[str]:
-    try:
-        with open(os.path.join(root, path), encoding="utf-8", errors="replace") as file:
-            return file.read().splitlines()
-    except OSError:
-        return []

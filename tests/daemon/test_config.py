@@ -161,6 +161,7 @@ def test_a_secret_s_file_that_cannot_be_read_is_named(tmp_path: pathlib.Path) ->
     assert "/none/here" in refusal({"HF_TOKEN_FILE": "/none/here"}).message
     missing = {"HOTSHELF_ORIGINS__B2__SECRET_ACCESS_KEY_FILE": str(tmp_path / "none")}
     assert "secret_access_key_file" in refusal(missing).message
+    assert "Secret" in refusal(missing).hint
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,8 @@ def run_inside(
     async def live() -> None:
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(1, thread_name_prefix="default"))
-        serving = asyncio.create_task(app.serve(load(flags, {}).settings))
+        loaded = load(flags, {})
+        serving = asyncio.create_task(app.serve(loaded, lambda: loaded))
         with ThreadPoolExecutor(1, thread_name_prefix="story") as teller:
             told = loop.run_in_executor(teller, tell)
             await asyncio.wait({serving, told}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,6 +1,8 @@
 """Configuration: one frozen `Settings`, read from flags, environment and YAML by `load`."""
 
-from hotshelf_daemon.config.layers import Loaded, load, reread, sign_password
+from hotshelf_daemon.config.layers import load, reread, sign_password
+from hotshelf_daemon.config.loaded import Loaded
 from hotshelf_daemon.config.settings import ModelSettings, OriginSettings, Settings, share_of
+from hotshelf_daemon.config.watching import watched
 
-__all__ = ["Loaded", "ModelSettings", "OriginSettings", "Settings", "load", "reread", "share_of", "sign_password"]
+__all__ = ["Loaded", "ModelSettings", "OriginSettings", "Settings", "load", "reread", "share_of", "sign_password", "watched"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, get_args
 from urllib.parse import urlsplit
 
@@ -18,6 +17,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from yaml.parser import ParserError
 from yaml.scanner import ScannerError
 
+from hotshelf_daemon.config.loaded import Loaded
 from hotshelf_daemon.config.settings import OriginSettings, Settings
 from hotshelf_shared.errors import BadConfiguration
 from hotshelf_shared.wire import nearest
@@ -41,44 +41,6 @@ _TEXT = frozenset({str, SecretStr, type(None), str | None, SecretStr | None})
 _SECRET_FIELDS = ("access_key_id", "secret_access_key", "session_token")
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One value as `config show` prints it; secrets are masked."""
-
-    key: str
-    value: str
-    where: str
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """The settings, and for every dotted key the layer it came from."""
-
-    settings: Settings
-    where: Mapping[str, str]
-
-    def rows(self) -> list[tuple[str, str, str]]:
-        return [(r.key, r.value, r.where) for r in self._rows("", self.settings)]
-
-    def _rows(self, at: str, value: object) -> Iterator[Row]:
-        if isinstance(value, BaseModel):
-            for name in type(value).model_fields:
-                yield from self._rows(f"{at}.{name}".lstrip("."), getattr(value, name))
-        elif isinstance(value, dict) and value:
-            for name, inner in value.items():
-                yield from self._rows(f"{at}.{name}", inner)
-        else:
-            shown = "********" if isinstance(value, SecretStr) else _plain(value)
-            yield Row(at, shown, self._where(at))
-
-    def _where(self, key: str) -> str:
-        while key:
-            if key in self.where:
-                return self.where[key]
-            key = key.rpartition(".")[0]
-        return "default"
-
-
 def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Loaded:
     """Settings from all four layers. `flags` maps dotted keys (and ``config``) to values, None where not given.
 
@@ -86,7 +48,7 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
     """
     given = {key: value for key, value in (flags or {}).items() if value is not None}
     env = os.environ if environ is None else environ
-    path = given.pop("config", None) or env.get("HOTSHELF_CONFIG")
+    path = given.pop("config", None) or env.get("HOTSHELF_CONFIG") or _default_path()
     merged: dict[str, Any] = {}
     where: dict[str, str] = {}
     try:
@@ -99,13 +61,16 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
         raise _explain(error, where) from None
     except RecursionError:
         raise BadConfiguration("a value of the configuration contains itself", hint="Look for an alias (*name).") from None
-    return Loaded(settings, where)
+    return Loaded(settings, where, path)
+
+
+def _default_path() -> str | None:
+    return DEFAULT_CONFIG if os.path.exists(DEFAULT_CONFIG) else None
 
 
 def _file_layer(path: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    if path is None and not os.path.exists(DEFAULT_CONFIG):
+    if path is None:
         return
-    path = path or DEFAULT_CONFIG
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read()
@@ -236,7 +201,8 @@ def _read_secret(path: str, setting: str) -> str:
             return file.read().strip()
     except (OSError, ValueError) as error:  # a path may have characters that none can have
         reason = error.strerror if isinstance(error, OSError) else "not text, or no path"
-        raise BadConfiguration(f"{setting}: cannot read {path}: {reason}") from None
+        hint = "Is the Secret there and mounted, and may this user read it?"
+        raise BadConfiguration(f"{setting}: cannot read {path}: {reason}", hint=hint) from None
 
 
 def _nested(path: list[str], value: Any) -> dict[str, Any]:
@@ -292,7 +258,3 @@ def _model_above(path: list[str]) -> type[BaseModel]:
         if field is not None:
             model = next((a for a in (field.annotation, *get_args(field.annotation)) if hasattr(a, "model_fields")), model)
     return model  # type: ignore[no-any-return]  # annotations are not typed
-
-
-def _plain(value: object) -> str:
-    return value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).replace("\n...", "").strip()

@@ -6,9 +6,10 @@ Formats: proc_stat(5), and the kernel's documentation of the cpu controllers of 
 from __future__ import annotations
 
 import os
-import posixpath
 import time
 from collections.abc import Callable, Iterator
+
+from hotshelf_shared import cgroups
 
 #: The machine is busy when less than this share of its time is left, and we when we use as much as this of all of it:
 #: what others keep busy is no fewer bytes for us.
@@ -17,7 +18,7 @@ OURS = 0.5
 #: Of what we may use, where that is less than the machine.
 USED = 0.9
 
-_V2, _V1 = ("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+_NAMES: dict[cgroups.Version, tuple[str, ...]] = {1: ("cpu.cfs_quota_us", "cpu.cfs_period_us"), 2: ("cpu.max",)}
 
 
 class Processors:
@@ -41,30 +42,13 @@ class Processors:
 
     def _look(self) -> tuple[float, float, float, float]:
         """The time, what we used, and of the machine's the idle and all, in seconds and in ticks."""
-        ticks = [int(one) for line in _lines(self._root, "proc/stat")[:1] for one in line.split()[1:9]]
+        ticks = [int(one) for line in cgroups.lines(self._root, "proc/stat")[:1] for one in line.split()[1:9]]
         return self._now(), self._used(), sum(ticks[3:5]), sum(ticks)
 
 
 def _quotas(root: str) -> Iterator[float]:
-    """Processors that each control group above this process may use, as far as they are seen here."""
-    for line in _lines(root, "proc/self/cgroup"):
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        mount, names = ("sys/fs/cgroup/cpu", _V1) if controllers else ("sys/fs/cgroup", _V2)
-        path = posixpath.normpath("/" + path.lstrip("/"))
-        while True:
-            said = [word for name in names for line in _lines(root, f"{mount}{path}/{name}") for word in line.split()]
-            if len(said) == 2 and all(word.isdecimal() and int(word) for word in said):  # neither max nor -1
-                yield int(said[0]) / int(said[1])
-            if path == "/":
-                break
-            path = posixpath.dirname(path)
-
-
-def _lines(root: str, path: str) -> list[str]:
-    try:
-        with open(os.path.join(root, path), encoding="ascii", errors="replace") as file:
-            return file.read().splitlines()
-    except OSError:
-        return []
+    """Processors that each control group above this process may use."""
+    for version, folder in cgroups.folders("cpu", root):
+        said = [word for name in _NAMES[version] for line in cgroups.lines(root, f"{folder}/{name}") for word in line.split()]
+        if len(said) == 2 and all(word.isdecimal() and int(word) for word in said):  # neither max nor -1
+            yield int(said[0]) / int(said[1])
