@@ -1,6 +1,6 @@
-"""`deploy/pod.yaml` without a container engine: its two containers as processes of their uids, that have only the fsGroup in
-common, on volumes laid as the kubelet lays them. Run as `unshare --net --mount python -m tests.deploy.apart FOLDER`, by
-root; prints JSON of what they and the kubelet see.
+"""What `deploy/` ships without a container engine: hotshelfd and a worker as processes of their uids, that have only the
+fsGroup in common, on volumes laid as the kubelet lays them. Run as `unshare --net --mount python -m tests.deploy.apart FOLDER`,
+by root, with a `Played` in FOLDER/played.json; prints JSON of what they and the kubelet see.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from typing import Any
+from typing import Any, TypedDict
 
 import yaml
 
@@ -62,13 +62,23 @@ def make_reachable(folder: pathlib.Path, *needed: pathlib.Path) -> None:
             run("mount", "--bind", str(kept), str(path))
 
 
-class Pod:
-    """The manifest's configuration and pod, with `folder` before every path of theirs."""
+class Played(TypedDict):
+    """Out of a manifest: hotshelf.yaml, both containers, and what they have in common."""
 
-    def __init__(self, folder: pathlib.Path, endpoint_url: str) -> None:
-        config, pod = yaml.safe_load_all((ROOT / "deploy" / "pod.yaml").read_text())
-        self.folder, self.spec, self.group = folder, pod["spec"], pod["spec"]["securityContext"]["fsGroup"]
-        self.config = yaml.safe_load(config["data"]["hotshelf.yaml"]) | {"budget": "1GiB"}
+    config: dict[str, Any]
+    daemon: dict[str, Any]
+    worker: dict[str, Any]
+    group: int
+    #: Of the shelf, and of the socket's folder: an emptyDir is 2777, a volume of the node 2775.
+    mode: int
+
+
+class Pods:
+    """The manifest's containers, with `folder` before every path of theirs."""
+
+    def __init__(self, folder: pathlib.Path, played: Played, endpoint_url: str) -> None:
+        self.folder, self.played = folder, played
+        self.config = played["config"] | {"budget": "1GiB"}
         origin = self.config["origins"]["weights"]
         origin |= {name: self.here(value) for name, value in origin.items() if name.endswith("_file")}
         origin["endpoint_url"] = endpoint_url
@@ -77,31 +87,30 @@ class Pod:
         return f"{self.folder}{path}" if path.startswith("/") else path
 
     def lay_volumes(self) -> None:
-        """An emptyDir is the fsGroup's, hands that on, and everybody may write to it; a secret is root's and the group's."""
-        (sidecar,) = self.spec["initContainers"]
-        for mount in sidecar["volumeMounts"]:
+        """A volume is the fsGroup's and hands that on; a secret is root's and the group's."""
+        group = self.played["group"]
+        for mount in self.played["daemon"]["volumeMounts"]:
             path = pathlib.Path(self.here(mount["mountPath"]))
             path.mkdir(parents=True)
-            os.chown(path, 0, self.group)
-            os.chmod(path, 0o755 if mount.get("readOnly") else 0o2777)
+            os.chown(path, 0, group)
+            os.chmod(path, 0o755 if mount.get("readOnly") else self.played["mode"])
             for name, text in self._files(mount["name"]).items():
                 (path / name).write_text(text)
-                os.chown(path / name, 0, self.group)
+                os.chown(path / name, 0, group)
                 os.chmod(path / name, 0o440)
 
     def _files(self, volume: str) -> dict[str, str]:
         if volume == "config":
             return {"hotshelf.yaml": yaml.safe_dump(self.config)}
-        return {"access_key_id": "key", "secret_access_key": "secret"} if volume == "origin" else {}
+        return {"access_key_id": "key", "secret_access_key": "secret"} if volume.startswith("origin") else {}
 
     def environment(self, container: dict[str, Any]) -> dict[str, str]:
-        socket = f"{self.folder}/run/hotshelf/hotshelfd.sock"
-        given = {one["name"]: self.here(one["value"]) for one in container["env"]}
-        return clean_environment(HOME="/nonexistent", HOTSHELF_SOCKET=socket, **given)
+        usual = {"HOME": "/nonexistent", "HOTSHELF_SOCKET": f"{self.folder}/run/hotshelf/hotshelfd.sock"}
+        return clean_environment(**usual | {one["name"]: self.here(one["value"]) for one in container["env"]})
 
     def identity(self, container: dict[str, Any], *groups: int) -> list[str]:
         given = container["securityContext"]
-        joined = ",".join(map(str, groups or (self.group,)))
+        joined = ",".join(map(str, groups or (self.played["group"],)))
         return ["setpriv", f"--reuid={given['runAsUser']}", f"--regid={given['runAsGroup']}", f"--groups={joined}",
                 "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]  # fmt: skip
 
@@ -137,9 +146,10 @@ def open_ports() -> set[int]:
 def play(folder: pathlib.Path) -> dict[str, Any]:
     with ScriptedOrigin() as origin:
         origin.objects |= {f"sdxl/{path}": data for path, data in TREE.items()}
-        pod = Pod(folder, origin.endpoint_url)
+        played: Played = json.loads((folder / "played.json").read_text())
+        pod = Pods(folder, played, origin.endpoint_url)
         pod.lay_volumes()
-        (sidecar,), (worker,) = pod.spec["initContainers"], pod.spec["containers"]
+        sidecar, worker = played["daemon"], played["worker"]
         environment = pod.environment(sidecar)
         daemon = Child([*pod.identity(sidecar), sys.executable, "-m", "hotshelf_daemon"],
                        log=folder / "log", env=environment, cwd=pathlib.Path("/"))  # fmt: skip

@@ -43,7 +43,13 @@ def rendered(request: pytest.FixtureRequest) -> Rendered:
 
 
 def pods(found: Rendered) -> list[dict[str, Any]]:
-    return [one["spec"]["template"]["spec"] for one in found["Deployment"]] + [one["spec"] for one in found.get("Pod", ())]
+    """The one with hotshelfd in it comes first."""
+    templates = [*found.get("DaemonSet", ()), *found["Deployment"]]
+    return [one["spec"]["template"]["spec"] for one in templates] + [one["spec"] for one in found.get("Pod", ())]
+
+
+def daemon_of(spec: dict[str, Any]) -> dict[str, Any]:
+    return by_name([*spec.get("initContainers", ()), *spec["containers"]])["hotshelfd"]
 
 
 @pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
@@ -65,7 +71,7 @@ def test_every_mount_has_its_volume_and_every_volume_a_mount(rendered: Rendered)
 
 
 def test_the_daemon_takes_the_configuration(rendered: Rendered, tmp_path: pathlib.Path) -> None:
-    (config,) = rendered["ConfigMap"]
+    config = rendered["ConfigMap"][0]
     text = config["data"]["hotshelf.yaml"]
     for folder in re.findall(r"/etc/hotshelf/credentials/[-\w]+", text):
         kept = tmp_path / pathlib.PurePath(folder).name
@@ -75,17 +81,20 @@ def test_the_daemon_takes_the_configuration(rendered: Rendered, tmp_path: pathli
     file = tmp_path / "hotshelf.yaml"
     file.write_text(text.replace("/etc/hotshelf/credentials", str(tmp_path)))
     (spec, *_) = pods(rendered)
-    env = {one["name"]: one["value"] for one in spec["initContainers"][0]["env"]} | {"HOTSHELF_CONFIG": str(file)}
+    env = {one["name"]: one["value"] for one in daemon_of(spec)["env"]} | {"HOTSHELF_CONFIG": str(file)}
     settings = load({}, env).settings
     assert settings.page_listen.startswith("127.0.0.1:")
     assert isinstance(settings.budget, int)
     assert settings.origins
 
 
-def test_a_change_of_the_configuration_rolls_the_pods() -> None:
+def test_a_change_of_the_configuration_rolls_no_pod_and_reaches_the_daemon() -> None:
+    """It follows its file; a file mounted by `subPath` would never change."""
     one, other = (render("--set", f"config.prefetch.max_rate={rate}") for rate in ("1MiB/s", "2MiB/s"))
-    marks = [found["Deployment"][0]["spec"]["template"]["metadata"]["annotations"]["checksum/config"] for found in (one, other)]
-    assert marks[0] != marks[1]
+    assert one["Deployment"] == other["Deployment"]
+    assert one["ConfigMap"] != other["ConfigMap"]
+    (sidecar,) = one["Deployment"][0]["spec"]["template"]["spec"]["initContainers"]
+    assert "subPath" not in by_name(sidecar["volumeMounts"])["config"]
 
 
 def test_the_sidecar_is_that_of_the_plain_pod() -> None:
@@ -126,6 +135,12 @@ def test_the_sidecar_is_that_of_the_plain_pod() -> None:
         ("store.type=claim", "claimName is missing"),
         ("store.type=claim,store.claimName=x,worker.replicas=2", "one hotshelfd to a shelf"),
         ("store.type=hostPath", "must be one of"),
+        ("mode=node", "seen by one pod only"),
+        ("mode=node,store.type=ephemeral", "seen by one pod only"),
+        ("mode=node,store.type=claim", "claimName is missing"),
+        ("mode=cluster", "must be one of"),
+        ("store.type=local,worker.replicas=2", "one hotshelfd to a shelf"),
+        ("store.type=local,store.path=var", "does not match"),
         ("worker.scratch.tmp=1Gi", "does not match"),
     ],
 )
@@ -145,15 +160,86 @@ def test_metrics_are_reached_only_by_whom_the_values_name(rendered: Rendered) ->
     assert [port["port"] for rule in nobody["spec"]["ingress"] for port in rule["ports"]] == [8000]
 
 
-def test_alerts_are_about_metrics_that_there_are() -> None:
+def metrics_that_there_are() -> set[str]:
     metrics = Metrics("test")
-    there = set(re.findall(r"^# TYPE (\w+)", generate_latest(metrics.registry).decode(), re.MULTILINE))
+    kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)", generate_latest(metrics.registry).decode(), re.MULTILINE))
+    return {f"{name}_bucket" if kind == "histogram" else name for name, kind in kinds.items()}
+
+
+def test_alerts_are_about_metrics_that_there_are() -> None:
     rules = yaml.safe_load((CHART / "rules.yaml").read_text())
     asked = {name for group in rules for rule in group["rules"] for name in re.findall(r"hotshelf_\w+", rule["expr"])}
     assert asked
-    assert asked <= there
+    assert asked <= metrics_that_there_are()
     (shown,) = render("--set", "prometheusRule.enabled=true")["PrometheusRule"]
     assert shown["spec"]["groups"] == rules
+
+
+def test_the_dashboard_shows_metrics_that_there_are() -> None:
+    (shown,) = (one for one in render("--set", "dashboard.enabled=true")["ConfigMap"] if "hotshelf.json" in one["data"])
+    assert shown["metadata"]["labels"]["grafana_dashboard"] == "1"
+    board = json.loads(shown["data"]["hotshelf.json"])
+    asked = {
+        name for panel in board["panels"] for target in panel["targets"] for name in re.findall(r"hotshelf_\w+", target["expr"])
+    }
+    assert asked <= metrics_that_there_are()
+    assert {"hotshelf_acquire_total", "hotshelf_store_bytes", "hotshelf_origin_bytes_total"} <= asked
+    places = [tuple(panel["gridPos"].values()) for panel in board["panels"]]
+    assert all(x + width <= 24 for x, _, width, _ in places)
+    assert not any(
+        one[0] < other[0] + other[2]
+        and other[0] < one[0] + one[2]
+        and one[1] < other[1] + other[3]
+        and other[1] < one[1] + one[3]
+        for at, one in enumerate(places)
+        for other in places[:at]
+    )
+
+
+# ---- one hotshelfd a node
+
+
+@pytest.fixture(scope="module")
+def on_nodes() -> Rendered:
+    return render("--values", str(CHART / "ci" / "node-values.yaml"))
+
+
+def test_a_node_s_pods_share_nothing_but_a_volume_of_their_node(on_nodes: Rendered) -> None:
+    (volume,), (claim,) = on_nodes["PersistentVolume"], on_nodes["PersistentVolumeClaim"]
+    assert volume["spec"]["local"] == {"path": "/mnt/nvme/hotshelf"}
+    assert volume["spec"]["claimRef"] == {"namespace": "default", "name": claim["metadata"]["name"]}
+    assert claim["spec"]["volumeName"] == volume["metadata"]["name"]
+    for key in ("accessModes", "storageClassName"):
+        assert claim["spec"][key] == volume["spec"][key]
+    daemon, worker, *_ = pods(on_nodes)
+    for spec in (daemon, worker):
+        assert by_name(spec["volumes"])["shelf"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+        assert "socket" not in by_name(spec["volumes"])
+    assert {one["name"] for one in worker["volumes"]} & {one["name"] for one in daemon["volumes"]} == {"shelf"}
+
+
+def test_whoever_uses_a_node_s_hotshelfd_sees_the_shelf_read_only_and_waits_for_the_socket(on_nodes: Rendered) -> None:
+    daemon, worker, *_ = pods(on_nodes)
+    socket = {one["value"] for one in daemon_of(daemon)["env"] if one["name"] == "HOTSHELF_SOCKET"}
+    (waiting,), (working,) = worker["initContainers"], worker["containers"]
+    for container in (waiting, working):
+        assert by_name(container["volumeMounts"])["shelf"]["readOnly"]
+        assert {one["value"] for one in container["env"] if one["name"] == "HOTSHELF_SOCKET"} == socket
+    assert "until hotshelf health" in waiting["command"][-1]
+
+
+def test_selectors_tell_daemons_and_workers_apart_and_metrics_are_had_of_both_modes(on_nodes: Rendered) -> None:
+    (daemons,), (workers,) = on_nodes["DaemonSet"], on_nodes["Deployment"]
+    labels = [one["spec"]["template"]["metadata"]["labels"] for one in (daemons, workers)]
+    for at, one in enumerate((daemons, workers)):
+        chosen = [one["spec"]["selector"]["matchLabels"].items() <= other.items() for other in labels]
+        assert chosen == [at == 0, at == 1]
+    monitored = on_nodes["PodMonitor"][0]["spec"]["selector"]["matchLabels"].items()
+    assert all(monitored <= one.items() for one in labels)
+    assert {one["name"] for one in daemon_of(daemons["spec"]["template"]["spec"])["ports"]} == {"hotshelf"}
+    (service,) = on_nodes["Service"]
+    chosen = [service["spec"]["selector"].items() <= one.items() for one in labels]
+    assert chosen == [False, True]
 
 
 def test_the_chart_is_of_this_version_and_its_schema_knows_every_value() -> None:

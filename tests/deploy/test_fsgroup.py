@@ -1,4 +1,4 @@
-"""The plain pod's containers as processes of two uids, with nothing in common but the fsGroup."""
+"""hotshelfd and a worker, of one pod and of two of a node, as processes of two uids that have only the fsGroup in common."""
 
 from __future__ import annotations
 
@@ -12,16 +12,46 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.deploy.apart import TREE
+from tests.deploy.apart import TREE, Played
+from tests.deploy.test_chart import CHART, render
+from tests.deploy.test_manifests import DEPLOY, documents, spec_of
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("unshare", "ip", "setpriv")]
 
 
-@pytest.fixture(scope="module")
-def seen() -> Iterator[dict[str, Any]]:
+def plain_pod() -> Played:
+    found = documents((DEPLOY / "pod.yaml").read_text())
+    spec = spec_of(found)
+    (daemon,), (worker,) = spec["initContainers"], spec["containers"]
+    return Played(config=config_of(found["ConfigMap"]), daemon=daemon, worker=worker,
+                  group=spec["securityContext"]["fsGroup"], mode=0o2777)  # fmt: skip
+
+
+def pods_of_a_node() -> Played:
+    """A DaemonSet's, and one that uses it; between them nothing is shared but the shelf, on which the socket lies."""
+    values = str(CHART / "ci" / "plain-values.yaml")
+    found = render("--values", values, "--set", "mode=node,store.type=local")
+    ((daemon_pod,), (worker_pod,)) = (
+        [one["spec"]["template"]["spec"] for one in found[kind]] for kind in ("DaemonSet", "Deployment")
+    )
+    assert daemon_pod["securityContext"] == worker_pod["securityContext"]
+    (daemon,), (worker,) = daemon_pod["containers"], worker_pod["containers"]
+    return Played(config=config_of(found["ConfigMap"][0]), daemon=daemon, worker=worker,
+                  group=daemon_pod["securityContext"]["fsGroup"], mode=0o2775)  # fmt: skip
+
+
+def config_of(config_map: dict[str, Any]) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load(config_map["data"]["hotshelf.yaml"])
+    return config
+
+
+@pytest.fixture(scope="module", params=[plain_pod, pods_of_a_node], ids=lambda one: one.__name__)
+def seen(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
     folder = pathlib.Path(tempfile.mkdtemp(prefix="hs-"))
     folder.chmod(0o755)
+    (folder / "played.json").write_text(json.dumps(request.param()))
     argv = ["unshare", "--net", "--mount", sys.executable, "-m", "tests.deploy.apart", str(folder)]
     done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

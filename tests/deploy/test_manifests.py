@@ -154,10 +154,7 @@ def test_the_component_makes_of_a_deployment_what_the_pod_is(
     pod: dict[str, dict[str, Any]], rendered: dict[str, dict[str, Any]]
 ) -> None:
     plain, made = copy.deepcopy(spec_of(pod)), copy.deepcopy(spec_of(rendered))
-    config = by_name(made["volumes"])["config"]["configMap"]
-    assert re.fullmatch(r"hotshelf-[a-z0-9]+", config["name"])  # of its content: a change of it rolls the pods
-    assert config["name"] == rendered["ConfigMap"]["metadata"]["name"]
-    config["name"] = "hotshelf"
+    assert rendered["ConfigMap"]["metadata"]["name"] == "hotshelf"  # the same whatever is in it: hotshelfd follows a change
     for spec in (plain, made):
         spec["volumes"] = by_name(spec["volumes"])
         for container in containers(spec):
@@ -171,3 +168,32 @@ def test_what_is_rendered_is_restricted_and_configured_alike(
 ) -> None:
     assert violations(spec_of(rendered)) == []
     assert rendered["ConfigMap"]["data"] == {"hotshelf.yaml": pod["ConfigMap"]["data"]["hotshelf.yaml"]}
+
+
+# ---- the README
+
+
+def test_the_readme_s_values_are_the_plain_pod_s_configuration(pod: dict[str, dict[str, Any]]) -> None:
+    section = (DEPLOY.parent / "README.md").read_text().partition("## Kubernetes")[2].partition("\n## ")[0]
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    values = yaml.safe_load(text)
+    assert values == yaml.safe_load((DEPLOY / "chart" / "hotshelf" / "ci" / "plain-values.yaml").read_text())
+    shipped = yaml.safe_load(pod["ConfigMap"]["data"]["hotshelf.yaml"])
+    for origin in shipped["origins"].values():
+        for name in ("access_key_id_file", "secret_access_key_file"):
+            del origin[name]
+    del shipped["budget"]
+    assert values["config"] == shipped
+    (secret,) = values["credentials"].values()
+    assert secret == by_name(spec_of(pod)["volumes"])["origin"]["secret"]["secretName"]
+    assert f"secret generic {secret} " in section
+
+
+def test_the_readme_names_what_the_pod_has(pod: dict[str, dict[str, Any]]) -> None:
+    section = (DEPLOY.parent / "README.md").read_text().partition("## Kubernetes")[2].partition("\n## ")[0]
+    spec = spec_of(pod)
+    (sidecar,), (worker,) = spec["initContainers"], spec["containers"]
+    assert {f"`{one['name']}" in section for one in worker["env"]} == {True}
+    assert f"port {sidecar['ports'][0]['containerPort']}" in section
+    for path in re.findall(r"\]\((deploy/[^)]+)\)", section):
+        assert (DEPLOY.parent / path).exists(), path

@@ -185,6 +185,22 @@ def test_a_killed_worker_holds_nothing_and_comes_back(pod: Pod) -> None:
     assert pod.draw("worker-b")
 
 
+def test_the_seed_readme_s_docker_run_draws_with_only_its_variables(pod: Pod, tmp_path: pathlib.Path) -> None:
+    """In one container, which starts its own daemon; the bucket is the pod's, reached through its network."""
+    given = {"B2_BUCKET": "weights", "B2_REGION": "us-east-1", "B2_KEY_ID": KEY_ID, "B2_SECRET_KEY": SECRET,
+             "PIPELINE_STORE": "/workspace/pretrained", "HF_TOKEN": "hf_none", "AWS_ENDPOINT_URL": ENDPOINT}  # fmt: skip
+    variables = [word for name, value in given.items() for word in ("-e", f"{name}={value}")]
+    tmp_path.chmod(0o777)
+    where = [f"--network=container:{NAME}-origin", "-v", f"{tmp_path}:/workspace/models"]
+    image = IMAGES["hotshelf-worker:0.1.0"]
+    done = engine.podman(
+        "run", "--rm", *where, *variables, image, "python", "handler.py", "--test_input", json.dumps(JOB), timeout_s=300
+    )
+    answer = json.loads(done)
+    assert [one["sha256"] for one in answer["images"]] == [pod.draw("worker")[0]]
+    assert SECRET not in done
+
+
 def test_nobody_tells_the_secret(pod: Pod) -> None:
     """Last: after all that has happened here."""
     shelf = pod.exec("hotshelfd", "sh", "-c", "cat /shelf/store/index/* | tr -cd '[:print:]'")
