@@ -6,6 +6,7 @@ import base64
 import http.client
 import json
 import pathlib
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -69,8 +70,12 @@ def serve(tmp_path: pathlib.Path, environment: dict[str, str]) -> Iterator[Any]:
         child.wait_ready(lambda: is_there(port, ready), timeout_s=120)
 
     yield start
-    for child in started:
-        child.kill()
+    for child in started:  # asked first: workers in sessions of their own end with whoever is asked
+        child.signal(signal.SIGTERM)
+        try:
+            child.wait(30)
+        finally:
+            child.kill()
 
 
 def test_none_is_longer_than_a_screen() -> None:

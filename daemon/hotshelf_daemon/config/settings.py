@@ -221,7 +221,9 @@ class Settings(Frozen):
     models: dict[str, ModelSettings] = {}
     loras: dict[str, ModelSettings] = {}
     model_cache: list[dict[str, Any]] = []
+    #: Folders that `file://` may name, and hosts (with :PORT unless it is 443) that `https://` may, besides the origins'.
     roots: list[str] = []
+    hosts: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]+(:\d{1,5})?$")]] = []
     safety: SafetySettings = SafetySettings()
     bundles: BundleSettings = BundleSettings()
     publish: PublishSettings = PublishSettings()

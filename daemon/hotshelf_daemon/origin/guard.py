@@ -53,6 +53,10 @@ class _SecurePool(AWSHTTPSConnectionPool):
 
 def guarded(client: Any) -> Any:
     """The client, its connections checked from now on. A proxy's own address is checked too, by the same pools."""
-    session = client._endpoint.http_session
-    session._pool_classes_by_scheme.update({"http": _Pool, "https": _SecurePool})
+    guard(client._endpoint.http_session)
     return client
+
+
+def guard(session: Any) -> None:
+    """botocore's own, of a client or alone."""
+    session._pool_classes_by_scheme.update({"http": _Pool, "https": _SecurePool})

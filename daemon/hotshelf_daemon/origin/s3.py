@@ -23,8 +23,9 @@ from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutE
 from hotshelf_daemon.config import OriginSettings, Settings
 from hotshelf_daemon.objects import OriginObject
 from hotshelf_daemon.origin import s3_body
+from hotshelf_daemon.origin.answers import check_answer, strong
 from hotshelf_daemon.origin.guard import guarded
-from hotshelf_daemon.origin.port import Body, Changed, Misanswered
+from hotshelf_daemon.origin.port import Body, Changed
 from hotshelf_daemon.origin.s3_body import Promise, streamed
 from hotshelf_daemon.origin.s3_errors import EXPIRED, as_ours, translated
 from hotshelf_daemon.origin.s3_get import Getter
@@ -38,7 +39,6 @@ T = TypeVar("T")
 MAX_LISTED = 200_000
 #: Reads what S3's operations are, half a second of parsing, once for all clients.
 _LOADER = botocore.loaders.create_loader()
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)\Z")
 
 
 def client_for(origin: OriginSettings, settings: Settings) -> S3Client:
@@ -112,7 +112,7 @@ class S3Origin:
                     return None
                 raise
             where = f"s3://{self._bucket}/{key}"
-            return OriginObject(key, int(answer["ContentLength"]), _version(answer.get("ETag", ""), where))
+            return OriginObject(key, int(answer["ContentLength"]), strong(answer.get("ETag", ""), where))
 
     def checksum(self, obj: OriginObject) -> int | None:
         asked: Any = {"Key": obj.key, "IfMatch": obj.version, "ChecksumMode": "ENABLED"}
@@ -132,7 +132,7 @@ class S3Origin:
                         raise IntegrityError(f"{self.label} listed {entry['Key']!r}, which is not below {below!r}")
                     if not entry["Key"].endswith("/"):
                         where = f"s3://{self._bucket}/{entry['Key']}"
-                        yield OriginObject(entry["Key"], int(entry["Size"]), _version(entry.get("ETag", ""), where))
+                        yield OriginObject(entry["Key"], int(entry["Size"]), strong(entry.get("ETag", ""), where))
                 if seen > MAX_LISTED:
                     raise TooLarge(f"more than {MAX_LISTED:,} keys below {below!r}", hint="Name a narrower folder.")
 
@@ -169,7 +169,7 @@ class S3Origin:
         promise = Promise.of(headers, obj.size) if whole else None
         body = streamed(answer["Body"], lambda error: as_ours(error, self.label, self._principal, where), promise)
         try:
-            _check_answer(answer, obj, start, stop, where)
+            check_answer(answer, obj, start, stop, where)
             yield body
         finally:
             body.close()
@@ -211,35 +211,6 @@ def _says_no_object(error: ClientError, key: str) -> bool:
     answer: Any = error.response.get("ResponseMetadata", {})
     status, location = answer.get("HTTPStatusCode"), answer.get("HTTPHeaders", {}).get("location", "")
     return status == 404 or (status in (301, 302, 307, 308) and unquote(urlsplit(location).path).endswith(f"/{key}/"))
-
-
-def _check_answer(answer: Any, obj: OriginObject, start: int, stop: int, where: str) -> None:
-    """A range that is not exactly the one asked for must never reach the file."""
-    if obj.version and answer.get("ETag", obj.version) != obj.version:
-        raise Changed(f"{where} changed at the origin")
-    if (encoding := answer.get("ContentEncoding", "")) not in ("", "identity", "aws-chunked"):
-        raise IntegrityError(f"{where} comes {encoding}-encoded", hint="Store weights without Content-Encoding.")
-    if not (start == 0 and stop == obj.size):
-        status = answer["ResponseMetadata"]["HTTPStatusCode"]
-        found = _CONTENT_RANGE.match(answer.get("ContentRange", ""))
-        if status != 206 or found is None or (int(found[1]), int(found[2])) != (start, stop - 1):
-            said = f"{status} {answer.get('ContentRange', 'and no Content-Range')}"
-            raise Misanswered(f"{where}: asked for {stop - start:,} bytes, the origin answers the Range with {said}")
-        if found[3] not in ("*", str(obj.size)):
-            raise Changed(f"{where} is {found[3]} bytes by now, not {obj.size}")
-    # Without a length the body ends with the connection: whoever reads counts.
-    if (sent := answer.get("ContentLength", stop - start)) != stop - start:
-        raise Misanswered(f"{where}: asked for {stop - start:,} bytes, the origin sends {sent:,}")
-
-
-def _version(tag: str, where: str) -> str:
-    """The ETag. A weak one says that the bytes may differ: nothing could tie two reads to one version."""
-    if tag.startswith("W/"):
-        raise IntegrityError(
-            f"{where} has only a weak ETag",
-            hint="Switch off what rewrites bodies on the way (gzip), or publish with `hotshelf push`.",
-        )
-    return tag
 
 
 def bucket(settings: Settings, name: str) -> tuple[str, OriginSettings]:

@@ -48,7 +48,7 @@ class Getter:
         self.client._request_signer.sign("GetObject", request)
         response = self.client._endpoint.http_session.send(request.prepare())
         if response.status_code < 300:
-            return _answer(response)
+            return answered(response)
         if response.status_code in _REDIRECTS:
             response.raw.close()
         elif (error := self._refusal(response)).response["Error"].get("Code") not in _ELSEWHERE:
@@ -73,7 +73,8 @@ class Getter:
         return kind(answer, "GetObject")
 
 
-def _answer(response: Any) -> dict[str, Any]:
+def answered(response: Any) -> dict[str, Any]:
+    """What boto3 would make of a good answer."""
     told = {name.lower(): value for name, value in response.headers.items()}
     answer: dict[str, Any] = {field: told[name] for name, field in _FIELDS.items() if name in told}
     if (length := told.get("content-length")) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import itertools
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,9 +13,10 @@ from typing import Any
 from hotshelf_daemon.config import Settings
 from hotshelf_daemon.config.settings import OriginSettings
 from hotshelf_daemon.objects import OriginObject
-from hotshelf_daemon.origin import MemoryOrigin, Origin
+from hotshelf_daemon.origin import MemoryOrigin, Origin, https
 from hotshelf_daemon.origin.file import FileOrigin
 from hotshelf_daemon.origin.s3 import S3Origin, client_for
+from tests.servers.nginx import Nginx
 from tests.servers.s3 import S3Origin as Server
 
 
@@ -22,6 +24,7 @@ class World(abc.ABC):
     """`base` goes before every key: what keeps tests apart on one origin. A client takes long to make."""
 
     origin: Origin
+    can_list = True
     _base = ""
 
     @property
@@ -111,6 +114,35 @@ class FileWorld(World):
 
     def make_marker(self, folder: str) -> None:
         os.makedirs(f"/{self.base}{folder}", exist_ok=True)
+
+
+class HttpsWorld(World):
+    """A web server over TLS, whose versions tell seconds apart, so every put is a second later than the one before."""
+
+    can_list = False
+
+    def __init__(self, server: Nginx, ca_bundle: pathlib.Path) -> None:
+        self._server, self._made_at = server, itertools.count(1_700_000_000)
+        self.settings = Settings(origins={"cdn": OriginSettings(endpoint_url=server.endpoint_url, ca_bundle=str(ca_bundle))})
+        self.origin = https.origin_of(f"127.0.0.1:{server.port}", self.settings)
+
+    def put(self, objects: Mapping[str, bytes]) -> None:
+        for key, data in objects.items():
+            target = self._server.root / f"{self.base}{key}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+            os.utime(target, (when := next(self._made_at), when))
+
+    def remove(self, key: str) -> None:
+        (self._server.root / f"{self.base}{key}").unlink()
+
+    def make_marker(self, folder: str) -> None:
+        (self._server.root / f"{self.base}{folder}").mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def unreachable(self) -> Iterator[Origin]:
+        nobody = Settings(hosts=["127.0.0.1:9"])
+        yield https.origin_of("127.0.0.1:9", nobody)
 
 
 class S3World(World):
