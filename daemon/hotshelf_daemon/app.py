@@ -76,50 +76,59 @@ def open_shelf(settings: Settings, metrics: Metrics) -> Shelf:
     return Shelf(settings, layout, index, metrics, key)
 
 
-async def serve(loaded: Loaded, reload: Callable[[], Loaded]) -> bool:
+async def serve(loaded: Loaded, reload: Callable[[], Loaded]) -> Loaded | None:
     """Runs until SIGTERM or SIGINT, then drains: no new request, those under way get `drain_s`, the rest is resumable.
 
-    True when the daemon is to be started anew: the index broke under it and has been set aside, or there are other settings.
+    What the daemon is to be started anew with, if it is: the index broke under it and has been set aside, or there are other
+    settings.
     """
-    settings, stopping = loaded.settings, asyncio.Event()
+    settings, stopping, probed = loaded.settings, asyncio.Event(), probes.Probed()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    shelf = await asyncio.to_thread(open_shelf, settings, Metrics(hotshelf_version()))
-    began = time.monotonic()
-    try:
-        async with running(shelf, stopping):
-            log.info("ready", extra={"socket": settings.socket, "store": settings.store, "listen": settings.listen})
-            is_changed = await _end_of(shelf, stopping, loaded, reload)
-            log.info("draining", extra={"drain_s": _drain_s(shelf)})
-        async with shelf.hand:
-            pass  # what is changing the disk and the index is through
-    finally:
-        await asyncio.to_thread(shelf.index.close)
-        if shelf.index.is_unreadable:
-            set_aside(settings.index_path, "it broke while it was in use")
-        shelf.layout.close()
-    log.info("stopped")
-    if shelf.index.is_unreadable and not stopping.is_set():
-        # A disk that breaks every index is not to be worn out by new ones.
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stopping.wait(), max(0.0, SHORTEST_LIFE_S - (time.monotonic() - began)))
-    return (shelf.index.is_unreadable or is_changed) and not stopping.is_set()
+    # First: a daemon that cannot have its address has not answered anybody, and one that puts its store right is alive.
+    async with _tcp(settings, probed) if settings.listen else contextlib.nullcontext():
+        shelf = await asyncio.to_thread(open_shelf, settings, Metrics(hotshelf_version()))
+        began = time.monotonic()
+        try:
+            probed.shelf = shelf
+            async with running(shelf, stopping):
+                probed.is_serving = True
+                log.info("ready", extra={"socket": settings.socket, "store": settings.store, "listen": settings.listen})
+                other = await _end_of(shelf, stopping, loaded, reload)
+                probed.is_serving = False
+                log.info("draining", extra={"drain_s": _drain_s(shelf)})
+            async with shelf.hand:
+                pass  # what is changing the disk and the index is through
+        finally:
+            probed.shelf = None
+            await asyncio.to_thread(shelf.index.close)
+            if shelf.index.is_unreadable:
+                set_aside(settings.index_path, "it broke while it was in use")
+            shelf.layout.close()
+        log.info("stopped")
+        if shelf.index.is_unreadable and not stopping.is_set():
+            # A disk that breaks every index is not to be worn out by new ones.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), max(0.0, SHORTEST_LIFE_S - (time.monotonic() - began)))
+    if stopping.is_set():
+        return None
+    return other or (loaded if shelf.index.is_unreadable else None)
 
 
-async def _end_of(shelf: Shelf, stopping: asyncio.Event, loaded: Loaded, reload: Callable[[], Loaded]) -> bool:
-    """Until somebody wants the daemon to stop, the index breaks under it, or there are other settings; whether it is these."""
+async def _end_of(shelf: Shelf, stopping: asyncio.Event, loaded: Loaded, reload: Callable[[], Loaded]) -> Loaded | None:
+    """Until somebody wants the daemon to stop, the index breaks under it, or there are other settings: these."""
     loop, ending = asyncio.get_running_loop(), asyncio.Event()
     shelf.index.on_unreadable = lambda: loop.call_soon_threadsafe(ending.set)
     if shelf.index.is_unreadable:
-        return False
+        return None
     changing = asyncio.create_task(changed(loaded, shelf, reload))
     waits = [asyncio.create_task(event.wait()) for event in (stopping, ending)]
     await asyncio.wait([*waits, changing], return_when=asyncio.FIRST_COMPLETED)
-    is_changed = changing.done()
+    other = changing.result() if changing.done() else None
     for wait in (*waits, changing):
         wait.cancel()
     await asyncio.wait([changing])  # its threads are through
-    return is_changed
+    return other
 
 
 def _drain_s(shelf: Shelf) -> float:
@@ -169,12 +178,7 @@ async def running(shelf: Shelf, stopping: asyncio.Event | None = None) -> AsyncI
         publisher.start()
         warming = asyncio.create_task(asyncio.to_thread(directory.warm))
         stack.callback(warming.cancel)
-        serving = asyncio.Event()
-        if settings.listen:  # first: a daemon that cannot have its address has not answered anybody
-            await stack.enter_async_context(_tcp(shelf, serving))
         listening = await stack.enter_async_context(_unix(calls, shelf))
-        serving.set()
-        stack.callback(serving.clear)
         sweeping = asyncio.create_task(janitor.run(shelf, leasing, hand_ins, preparer, calls.keepers))
         stack.callback(sweeping.cancel)
         if settings.idle_exit_s is not None and stopping is not None:
@@ -214,16 +218,16 @@ async def _unix(calls: server.Calls, shelf: Shelf) -> AsyncIterator[Callable[[],
 
 
 @contextlib.asynccontextmanager
-async def _tcp(shelf: Shelf, serving: asyncio.Event) -> AsyncIterator[None]:
-    host, port = probes.address(shelf.settings.listen)
-    runner = web.AppRunner(probes.application(shelf, serving.is_set), access_log=None, shutdown_timeout=1)
+async def _tcp(settings: Settings, probed: probes.Probed) -> AsyncIterator[None]:
+    host, port = probes.address(settings.listen)
+    runner = web.AppRunner(probes.application(probed), access_log=None, shutdown_timeout=1)
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()
     except OSError as error:
         await runner.cleanup()
         raise BadConfiguration(
-            f"cannot listen on {shelf.settings.listen}: {error.strerror or error}",
+            f"cannot listen on {settings.listen}: {error.strerror or error}",
             hint="Set `listen` (HOTSHELF_LISTEN) to a free address, or to nothing to switch it off.",
         ) from error
     try:

@@ -9,7 +9,7 @@ import sys
 import click
 
 from hotshelf_daemon import app, logs
-from hotshelf_daemon.config import load
+from hotshelf_daemon.config import hand_on, handed_on, load
 from hotshelf_shared.errors import HotshelfError
 
 #: Group-readable, private to everybody else: workers of the store's group read what is held.
@@ -29,13 +29,15 @@ def hotshelfd(**flags: str | float | None) -> int:
     os.umask(UMASK)
     try:
         given = {"idle_exit_s" if name == "idle_exit" else name: value for name, value in flags.items()}
-        loaded = load(given)
+        loaded = load(given, text=handed_on(os.environ))
         logs.configure(loaded.settings.log_level, loaded.settings.secrets())
-        start_anew = asyncio.run(app.serve(loaded, lambda: load({**given, "config": loaded.path})))
+        again = asyncio.run(app.serve(loaded, lambda: load({**given, "config": loaded.path})))
     except HotshelfError as error:
         print(f"hotshelfd: {error.message}\n  {error.hint}", file=sys.stderr)
         return error.exit_code
-    if start_anew:
+    if again is not None:
+        if again.text is not None:
+            hand_on(again.text, os.environ)
         # The same process in a new skin: no thread, descriptor or connection of the old one is left.
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - ourselves
     return 0

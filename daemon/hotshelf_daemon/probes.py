@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -11,21 +11,30 @@ from hotshelf_daemon.server import health
 from hotshelf_daemon.shelf import Shelf
 
 
-def application(shelf: Shelf, is_serving: Callable[[], bool]) -> web.Application:
-    """`is_serving`: whether the socket takes requests, which it does not yet while starting and no more while draining."""
+@dataclass(slots=True)
+class Probed:
+    """What is asked about. There is no shelf while the store is put right, which may take long: alive, and not ready."""
 
+    shelf: Shelf | None = None
+    #: Whether the socket takes requests: not yet while starting, and no more while draining.
+    is_serving: bool = False
+
+
+def application(probed: Probed) -> web.Application:
     async def livez(_request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
     async def readyz(_request: web.Request) -> web.Response:
-        if not is_serving():
+        if probed.shelf is None or not probed.is_serving:
             return web.Response(text="the socket does not take requests\n", status=503)
-        wrong = [check["check"] for check in health(shelf) if not check["ok"]]
+        wrong = [check["check"] for check in health(probed.shelf) if not check["ok"]]
         # A shelf that cannot be written still serves what it holds: only a lost index makes it unready.
         ready = "index" not in wrong
         return web.Response(text=f"degraded: {', '.join(wrong)}\n" if wrong else "ok\n", status=200 if ready else 503)
 
     async def metrics(_request: web.Request) -> web.Response:
+        if (shelf := probed.shelf) is None:
+            return web.Response(text="the store is being put right\n", status=503)
         held = shelf.held_bytes()
         for state, size in held.items():
             shelf.metrics.store_bytes.labels(state).set(size)

@@ -18,7 +18,7 @@ from hotshelf_daemon.provenance import Keyring
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import Layout
 from hotshelf_daemon.store.keys import bundle_key
-from hotshelf_shared.errors import BadConfiguration
+from hotshelf_shared.errors import BadConfiguration, HotshelfError
 
 log = logging.getLogger(__name__)
 #: A file that is being written is read when nothing has happened to it for so long.
@@ -45,30 +45,32 @@ def check(settings: Settings, layout: Layout) -> None:
     Names(settings).configured()
 
 
-async def changed(loaded: Loaded, shelf: Shelf, reload: Callable[[], Loaded]) -> None:
-    """Returns when the file says something else that can be used. What cannot be is logged, and the settings stay.
+async def changed(loaded: Loaded, shelf: Shelf, reload: Callable[[], Loaded]) -> Loaded:
+    """Returns what the file says, when that is something else and can be used. What cannot be is logged, and the settings stay.
 
     Never, where there is no file to follow, or where the daemon is somebody's own and ends with it (embedded mode).
     """
     path = loaded.path
-    if path is not None and loaded.settings.idle_exit_s is None and _is_file(path):
+    if path is not None and loaded.settings.idle_exit_s is None and not _is_stream(path):
         try:
-            await _followed(path, lambda: _is_other(loaded, shelf, reload))
+            return await _followed(path, _Judge(loaded, shelf, reload))
         except Exception:
+            shelf.metrics.configuration_is_followed.set(0)
             log.exception("the configuration is no longer followed", extra={"path": path})
-        else:
-            return
     await asyncio.Event().wait()
+    raise AssertionError  # nobody ends that wait
 
 
-async def _followed(path: str, is_other: Callable[[], bool]) -> None:
+async def _followed(path: str, judge: _Judge) -> Loaded:
     loop, touched = asyncio.get_running_loop(), asyncio.Event()
     with watched(path, lambda: loop.call_soon_threadsafe(touched.set)):
         seen: Stamp = ()  # it may have changed since it was read
         while True:
             now = await _settled(path, touched)
-            if now != seen and await asyncio.to_thread(is_other):
-                return
+            # What was refused may be usable by now, though the file is the same: a secret that it names was missing.
+            is_worth_it = now != seen or judge.refused is not None
+            if is_worth_it and (other := await asyncio.to_thread(judge.verdict)) is not None:
+                return other
             seen = now
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(touched.wait(), LOOK_S)
@@ -85,10 +87,10 @@ async def _settled(path: str, touched: asyncio.Event) -> Stamp:
             return now
 
 
-def _is_file(path: str) -> bool:
-    """And no pipe or terminal, which gives what it has but once."""
+def _is_stream(path: str) -> bool:
+    """A pipe or terminal, which gives what it has but once. What is not there just now will be."""
     try:
-        return stat.S_ISREG(os.stat(path).st_mode)
+        return not stat.S_ISREG(os.stat(path).st_mode)
     except OSError:
         return False
 
@@ -102,26 +104,38 @@ def _stamp(path: str) -> Stamp:
     return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size
 
 
-def _is_other(loaded: Loaded, shelf: Shelf, reload: Callable[[], Loaded]) -> bool:
+class _Judge:
     """Whether there are other settings that a start would take."""
-    try:
-        fresh = reload()
-        if fresh.settings != loaded.settings:
-            if loaded.says_something and not fresh.says_something:
-                raise BadConfiguration("it is empty", hint="Write it whole, or restart hotshelfd to have nothing configured.")
-            if moved := [name for name in PLACES if getattr(fresh.settings, name) != getattr(loaded.settings, name)]:
-                raise BadConfiguration(f"{', '.join(moved)} cannot change under a daemon that runs", hint="Restart hotshelfd.")
-            check(fresh.settings, shelf.layout)
-    except Exception as error:  # whatever it is, the daemon serves on as it was
-        shelf.metrics.configuration_is_followed.set(0)
-        why = f"{error} {getattr(error, 'hint', '')}".strip()
-        log.warning("the configuration is not followed; the one before holds", extra={"path": loaded.path, "why": why})
-        return False
-    shelf.metrics.configuration_is_followed.set(1)
-    if fresh.settings == loaded.settings:
-        return False
-    log.info("the configuration has changed", extra={"path": loaded.path, "changed": difference(loaded, fresh)})
-    return True
+
+    def __init__(self, loaded: Loaded, shelf: Shelf, reload: Callable[[], Loaded]) -> None:
+        self._loaded, self._shelf, self._reload = loaded, shelf, reload
+        #: Why the file cannot be used; None when it can.
+        self.refused: str | None = None
+
+    def verdict(self) -> Loaded | None:
+        before, self.refused, fresh = self.refused, None, None
+        try:
+            fresh = self._reload()
+            self._check(fresh)
+        except Exception as error:  # whatever it is, the daemon serves on as it was
+            self.refused = f"{error.message} {error.hint}" if isinstance(error, HotshelfError) else str(error)
+            if self.refused != before:
+                said = {"path": self._loaded.path, "why": self.refused}
+                log.warning("the configuration is not followed; the one before holds", extra=said)
+        self._shelf.metrics.configuration_is_followed.set(self.refused is None)
+        if self.refused is not None or fresh is None or fresh.settings == self._loaded.settings:
+            return None
+        log.info("the configuration has changed", extra={"path": self._loaded.path, "changed": difference(self._loaded, fresh)})
+        return fresh
+
+    def _check(self, fresh: Loaded) -> None:
+        if fresh.settings == self._loaded.settings:
+            return
+        if self._loaded.says_something and not fresh.says_something:
+            raise BadConfiguration("it is empty", hint="Write it whole, or restart hotshelfd to have nothing configured.")
+        if moved := [name for name in PLACES if getattr(fresh.settings, name) != getattr(self._loaded.settings, name)]:
+            raise BadConfiguration(f"{', '.join(moved)} cannot change under a daemon that runs", hint="Restart hotshelfd.")
+        check(fresh.settings, self._shelf.layout)
 
 
 def difference(before: Loaded, after: Loaded) -> dict[str, str]:

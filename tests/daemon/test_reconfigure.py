@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +18,7 @@ from tests.daemon_process import Daemon
 from tests.servers.seaweedfs import SeaweedFS
 from tests.waiting import wait_until
 
+NOT_FOLLOWED = "the configuration is not followed; the one before holds"
 TREE = {"a.safetensors": b"a" * 300}
 
 
@@ -46,6 +47,7 @@ def mounted(folder: pathlib.Path, number: int, text: str) -> None:
     (folder / f"..{number}" / "hotshelf.yaml").write_text(text)
     (folder / "..data_tmp").symlink_to(f"..{number}")
     (folder / "..data_tmp").rename(folder / "..data")
+    shutil.rmtree(folder / f"..{number - 1}", ignore_errors=True)
     if number == 1:
         (folder / "hotshelf.yaml").symlink_to("..data/hotshelf.yaml")
 
@@ -79,7 +81,9 @@ def test_a_configmap_that_the_kubelet_exchanges_is_followed(daemon: Daemon, put:
     source = put(TREE)
     mounted(daemon.folder, 1, "")
     daemon.start()  # its configuration is written through the link
-    mounted(daemon.folder, 2, with_model(daemon, source))
+    mounted(daemon.folder, 2, "origins: {")
+    wait_until(lambda: bool(events(daemon, NOT_FOLLOWED)))
+    mounted(daemon.folder, 3, with_model(daemon, source))
     wait_until(lambda: len(events(daemon, "ready")) == 2)
     granted(daemon.acquire("new"))
 
@@ -115,9 +119,8 @@ def test_one_that_cannot_be_used_is_logged_and_the_one_before_holds(
         config(daemon).unlink()
     else:
         config(daemon).write_text(wrong if isinstance(wrong, str) else yaml.safe_dump({**daemon.settings, **wrong}))
-    said = "the configuration is not followed; the one before holds"
-    wait_until(lambda: bool(events(daemon, said)))
-    assert why in events(daemon, said)[-1]["why"]
+    wait_until(lambda: bool(events(daemon, NOT_FOLLOWED)))
+    assert why in events(daemon, NOT_FOLLOWED)[-1]["why"]
     assert not is_followed(daemon)
     granted(daemon.acquire(source))
     assert len(events(daemon, "ready")) == 1
@@ -136,13 +139,49 @@ def test_another_secret_is_followed_and_never_told(daemon: Daemon) -> None:
     assert "canary-77c1" not in daemon.log_text
 
 
-def test_a_file_that_says_the_same_and_its_neighbours_change_nothing(daemon: Daemon, put: Put) -> None:
+def test_one_that_breaks_while_the_daemon_starts_over_is_not_what_it_starts_with(daemon: Daemon, put: Put) -> None:
     daemon.start()
     source = put(TREE)
-    os.utime(config(daemon))
-    config(daemon).write_text("# looked at, and left alone\n" + config(daemon).read_text())
+    config(daemon).write_text(with_model(daemon, source))
+    wait_until(lambda: bool(events(daemon, "the configuration has changed")))
+    config(daemon).write_text("origins: {")
+    wait_until(lambda: len(events(daemon, "ready")) == 2 and bool(events(daemon, NOT_FOLLOWED)))
+    granted(daemon.acquire("new"))
+
+
+def test_one_that_names_a_secret_is_followed_when_the_secret_comes(daemon: Daemon) -> None:
+    daemon.start()
+    secret = daemon.folder / "secret"
+    (origin,) = daemon.settings["origins"].values()
+    other = {**origin, "secret_access_key_file": str(secret)}
+    del other["secret_access_key"]
+    config(daemon).write_text(yaml.safe_dump({**daemon.settings, "origins": {"weed": other}}))
+    wait_until(lambda: bool(events(daemon, NOT_FOLLOWED)))
+    secret.write_text("canary-1f22")
+    wait_until(lambda: len(events(daemon, "ready")) == 2)
+    assert len(events(daemon, NOT_FOLLOWED)) == 1
+    assert "canary-1f22" not in daemon.log_text
+
+
+def test_a_file_that_says_the_same_and_its_neighbours_change_nothing(daemon: Daemon, put: Put) -> None:
+    """Each is looked at: the last change of all is noticed only after them."""
+    daemon.start()
+    source, said = put(TREE), config(daemon).read_text()
+    for text in (said, f"# another comment\n{said}"):
+        config(daemon).write_text(text)
+        looked_at(daemon)
     (daemon.folder / "neighbour.yaml").write_text("budget: 1")
+    looked_at(daemon)
+    assert len(events(daemon, "ready")) == 1
     config(daemon).write_text(with_model(daemon, source))
     wait_until(lambda: len(events(daemon, "ready")) == 2)
-    granted(daemon.acquire("new"))
     assert len(events(daemon, "the configuration has changed")) == 1
+
+
+def looked_at(daemon: Daemon) -> None:
+    """What is wrong is found after what came before it; then it is right again."""
+    before, told = config(daemon).read_text(), len(events(daemon, NOT_FOLLOWED))
+    config(daemon).write_text("origins: {")
+    wait_until(lambda: len(events(daemon, NOT_FOLLOWED)) > told)
+    config(daemon).write_text(before)
+    wait_until(lambda: is_followed(daemon))

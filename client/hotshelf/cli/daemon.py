@@ -20,12 +20,13 @@ CONFIG = click.option("--config", "config_file", metavar="FILE", help="YAML conf
 
 
 @verb("health", example="hotshelf health --format quiet && echo ready")
-def health(out: Output) -> int:
+@click.option("--degraded-ok", is_flag=True, help="Exit code 0 also when it is degraded: it serves what it holds.")
+def health(out: Output, *, degraded_ok: bool) -> int:
     """Ask the daemon whether all is well. Exit code 0 when it is, 1 when it is degraded, 69 when nobody answers."""
     found = client().health()
     checks = [(one["check"], "ok" if one["ok"] else "FAILED") for one in found.get("checks", ())]
     out.result(found, human=[found["status"], *(f"  {name}: {state}" for name, state in checks)])
-    return 0 if found["status"] == "ok" else EXIT_DEGRADED
+    return 0 if found["status"] == "ok" or degraded_ok else EXIT_DEGRADED
 
 
 @verb("doctor", example="hotshelf doctor --config /etc/hotshelf/config.yaml")

@@ -1,8 +1,21 @@
 """Configuration: one frozen `Settings`, read from flags, environment and YAML by `load`."""
 
+from hotshelf_daemon.config.handing_on import hand_on, handed_on
 from hotshelf_daemon.config.layers import load, reread, sign_password
 from hotshelf_daemon.config.loaded import Loaded
 from hotshelf_daemon.config.settings import ModelSettings, OriginSettings, Settings, share_of
 from hotshelf_daemon.config.watching import watched
 
-__all__ = ["Loaded", "ModelSettings", "OriginSettings", "Settings", "load", "reread", "share_of", "sign_password", "watched"]
+__all__ = [
+    "Loaded",
+    "ModelSettings",
+    "OriginSettings",
+    "Settings",
+    "hand_on",
+    "handed_on",
+    "load",
+    "reread",
+    "share_of",
+    "sign_password",
+    "watched",
+]

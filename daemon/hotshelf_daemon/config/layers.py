@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any, get_args
 from urllib.parse import urlsplit
 
@@ -35,24 +36,30 @@ CLIENT_VARIABLES = frozenset(
 _SERVICE_LINK = re.compile(r"HOTSHELF_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP)\w*)?)\Z")
 #: Settings of ours that are secret; each may be given as …_FILE too.
 _SECRET_SETTINGS = frozenset({"hf_token"})
+#: What PyYAML repeats of a line.
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 #: What PyYAML raises; numbers of thousands of digits, the 99th of May and deep nesting are no YAMLError to it.
 _NOT_YAML = (yaml.YAMLError, ValueError, OverflowError, RecursionError)
 _TEXT = frozenset({str, SecretStr, type(None), str | None, SecretStr | None})
 _SECRET_FIELDS = ("access_key_id", "secret_access_key", "session_token")
 
 
-def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Loaded:
-    """Settings from all four layers. `flags` maps dotted keys (and ``config``) to values, None where not given.
+def load(
+    flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None, *, text: str | None = None
+) -> Loaded:
+    """Settings from all four layers. `flags` maps dotted keys (and ``config``) to values, None where not given; `text` is what
+    the file says, if it is not to be read.
 
     Raises BadConfiguration naming the key, the layer it came from and, for an unknown key, the nearest known one.
     """
     given = {key: value for key, value in (flags or {}).items() if value is not None}
     env = os.environ if environ is None else environ
-    path = given.pop("config", None) or env.get("HOTSHELF_CONFIG") or _default_path()
+    path = given.pop("config", None) or env.get("HOTSHELF_CONFIG") or (_default_path() if text is None else DEFAULT_CONFIG)
     merged: dict[str, Any] = {}
     where: dict[str, str] = {}
     try:
-        for layer, values in (*_file_layer(path), *_seed_layer(env), *_environment_layer(env)):
+        text = _read(path) if path is not None and text is None else text
+        for layer, values in (*_file_layer(path, text or ""), *_seed_layer(env), *_environment_layer(env)):
             _lay(merged, where, values, layer)
         for key, value in given.items():
             _lay(merged, where, _nested(key.split("."), value), f"flag --{key.replace('_', '-')}")
@@ -61,21 +68,22 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
         raise _explain(error, where) from None
     except RecursionError:
         raise BadConfiguration("a value of the configuration contains itself", hint="Look for an alias (*name).") from None
-    return Loaded(settings, where, path)
+    return Loaded(settings, where, path, text)
 
 
 def _default_path() -> str | None:
     return DEFAULT_CONFIG if os.path.exists(DEFAULT_CONFIG) else None
 
 
-def _file_layer(path: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    if path is None:
-        return
+def _read(path: str) -> str:
     try:
         with open(path, encoding="utf-8") as file:
-            text = file.read()
+            return file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise BadConfiguration(f"cannot read the configuration {path}: {error}", hint="Check --config.") from error
+
+
+def _file_layer(path: str | None, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         values = yaml.safe_load(text)
     except _NOT_YAML as error:
@@ -90,7 +98,7 @@ def _file_layer(path: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
 def _told_of(error: Exception) -> str:
     """Where and what, without the line itself, which its own message has: a secret may stand there."""
     mark = getattr(error, "problem_mark", None)
-    problem = error.problem if isinstance(error, ScannerError | ParserError) else None
+    problem = _QUOTED.sub("…", error.problem or "") if isinstance(error, ScannerError | ParserError) else None
     place = f"line {mark.line + 1}, column {mark.column + 1}" if mark is not None else "a value"
     return f"{place}: {problem or 'it cannot be read'}"
 
@@ -230,7 +238,10 @@ def _explain(error: ValidationError, where: Mapping[str, str]) -> BadConfigurati
     path = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
         key = ".".join(path)
-        hint = nearest(path[-1], _known_beside(path))
+        hint = nearest(path[-1], known := _known_beside(path))
+        if path[0] == "origins" and not get_close_matches(path[-1], known, n=1):  # the rest of a secret with a comma in it
+            where_ = ".".join(path[:-1])
+            return BadConfiguration(f"{where_!r} has an unknown setting ({_layer_of(where, path)})", hint=hint)
         return BadConfiguration(f"unknown setting {key!r} ({_layer_of(where, path)})", hint=hint)
     names = [part for part in path if not part.startswith(("constrained-", "function-", "int", "str"))]
     message = first["msg"].removeprefix("Value error, ")

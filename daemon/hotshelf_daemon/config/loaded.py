@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import yaml
 from pydantic import BaseModel, SecretStr
@@ -22,11 +22,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The settings, for every dotted key the layer it came from, and the file's path if there is one."""
+    """The settings, for every dotted key the layer it came from, and the file's path and text if there is one."""
 
     settings: Settings
     where: Mapping[str, str]
     path: str | None = None
+    text: str | None = field(default=None, repr=False)
 
     @property
     def says_something(self) -> bool:
