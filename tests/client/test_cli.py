@@ -211,6 +211,7 @@ class TestTheDaemonsSide:
         daemon.looks["GET", "/v1/health"] = lambda _: Reply({"status": word, "checks": [{"check": "index", "ok": ok}]})
         result = run("health")
         assert (result.exit_code, result.stdout.split()[0]) == (code, word)
+        assert run("health", "--degraded-ok").exit_code == 0
 
     def test_config_shows_where_a_value_came_from_and_no_secret(
         self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -326,11 +326,19 @@ def test_a_size_that_no_disk_has_is_refused(file: pathlib.Path, size: str) -> No
         f"origins:\n  o:\n    secret_access_key: *{SECRET}\n",
         f"origins:\n  o:\n    secret_access_key: !{SECRET} x\n",
         f"origins:\n  o:\n    secret_access_key: @{SECRET}\n",
+        f"origins:\n  o:\n    secret_access_key: !{SECRET}! x\n",
     ],
 )
 def test_what_is_not_yaml_is_placed_and_never_repeated(file: pathlib.Path, text: str) -> None:
     said = str(refusal(config=written(file, text)))
     assert f"{file} is not YAML: line " in said
+    assert SECRET not in said
+
+
+def test_the_rest_of_a_secret_that_has_a_comma_is_not_named_as_a_key(file: pathlib.Path) -> None:
+    said = str(refusal(config=written(file, f"origins: {{o: {{secret_access_key: a,{SECRET}}}}}\n")))
+    assert "'origins.o' has an unknown setting" in said
+    assert SECRET not in said
 
 
 def test_a_value_that_contains_itself_is_refused(file: pathlib.Path) -> None:

@@ -30,7 +30,7 @@ def _of_the_pod(spec: dict[str, Any]) -> Iterator[str]:
         if kinds := volume.keys() - {"name"} - VOLUMES:
             yield f"the volume {volume['name']} is a {', '.join(kinds)}"
     given = spec.get("securityContext", {})
-    if given.get("sysctls") or given.get("seLinuxOptions") or given.get("windowsOptions", {}).get("hostProcess"):
+    if given.get("sysctls") or _is_odd(given.get("seLinuxOptions", {})) or given.get("windowsOptions", {}).get("hostProcess"):
         yield "the pod sets sysctls, SELinux options or a host process"
     if given.get("runAsUser") == 0:
         yield "the pod runs as root"
@@ -57,7 +57,7 @@ def _of_a_container(spec: dict[str, Any], container: dict[str, Any]) -> Iterator
         yield f"{name} keeps capabilities"
     if set(capabilities.get("add", ())) - {"NET_BIND_SERVICE"}:
         yield f"{name} adds capabilities"
-    if own.get("procMount", "Default") != "Default" or own.get("seLinuxOptions"):
+    if own.get("procMount", "Default") != "Default" or _is_odd(own.get("seLinuxOptions", {})):
         yield f"{name} changes /proc or SELinux"
     if any(port.get("hostPort") for port in container.get("ports", ())):
         yield f"{name} takes a port of its node"
@@ -65,3 +65,9 @@ def _of_a_container(spec: dict[str, Any], container: dict[str, Any]) -> Iterator
         yield f"{OURS}{name} may write to its image"
     if "limits" not in container.get("resources", {}):
         yield f"{OURS}{name} may take all memory of its node"
+
+
+def _is_odd(selinux: dict[str, Any]) -> bool:
+    """A level may be chosen; a user or role not, and few types."""
+    types = {None, "", "container_t", "container_init_t", "container_kvm_t", "container_engine_t"}
+    return bool(selinux.get("user") or selinux.get("role") or selinux.get("type") not in types)

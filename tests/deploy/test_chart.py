@@ -13,6 +13,7 @@ import yaml
 from prometheus_client import generate_latest
 
 from hotshelf_daemon.config import load
+from hotshelf_daemon.config.settings import OriginSettings, Settings
 from hotshelf_daemon.metrics import Metrics
 from hotshelf_shared import __version__
 from tests.deploy.restricted import violations
@@ -141,6 +142,16 @@ def test_the_sidecar_is_that_of_the_plain_pod() -> None:
         ("mode=cluster", "must be one of"),
         ("store.type=local,worker.replicas=2", "one hotshelfd to a shelf"),
         ("store.type=local,store.path=var", "does not match"),
+        ("store.type=local,store.path=/var/../etc", "does not match"),
+        ("config.budjet=1GiB", "'budjet' not allowed"),
+        ("config.origins.a.endpont_url=https://a", "'endpont_url' not allowed"),
+        ("config.socket_mode=0600", "the chart's to set"),
+        ("config.idle_exit_s=5", "the chart's to set"),
+        ("config.hf_token=hf_x", "no place for credentials"),
+        ("podMonitor.enabled=true", "metricsFrom is empty"),
+        ("worker.port=9464", "9464 is hotshelfd's"),
+        ("worker.scratch./shelf=1Gi", "something else is mounted there"),
+        ("worker.scratch./run/hotshelf/=1Gi", "something else is mounted there"),
         ("worker.scratch.tmp=1Gi", "does not match"),
     ],
 )
@@ -148,6 +159,50 @@ def test_what_cannot_work_is_refused_when_it_is_rendered(given: str, said: str) 
     done = run("template", "shelf", str(CHART), "--set", given)
     assert done.returncode != 0
     assert said in done.stderr
+
+
+def test_a_peer_that_is_nobody_is_refused() -> None:
+    done = run("template", "shelf", str(CHART), "--set-json", "networkPolicy.workerFrom=[{}]")
+    assert "minProperties" in done.stderr
+
+
+def test_a_release_that_cannot_name_a_service_is_refused() -> None:
+    done = run("template", "1abc", str(CHART))
+    assert done.returncode != 0
+    assert "cannot name a Service" in done.stderr
+
+
+def test_the_schema_knows_what_the_daemon_knows() -> None:
+    config = json.loads((CHART / "values.schema.json").read_text())["properties"]["config"]
+    assert config["properties"].keys() == Settings.model_fields.keys()
+    assert config["additionalProperties"] is False
+    origin = config["properties"]["origins"]["additionalProperties"]
+    assert origin["properties"].keys() == OriginSettings.model_fields.keys()
+    assert origin["additionalProperties"] is False
+
+
+def test_odd_values_stay_what_they_are() -> None:
+    """Numbers that are names, braces in a path, labels that are ours."""
+    names = "credentials.a=123,podLabels.app\\.kubernetes\\.io/component=x,podLabels.mine=1,runtimeClassName=1"
+    ours = "podMonitor.labels.app\\.kubernetes\\.io/name=x"
+    more = "config.origins.a.unsigned=true,podMonitor.enabled=true,networkPolicy.enabled=false"
+    path = 'worker.readinessPath="/h?x={y}"'
+    odd = ("--set-string", names, "--set-string", ours, "--set", more, "--set-json", path)
+    found = render(*odd)
+    (deployment,) = found["Deployment"]
+    template = deployment["spec"]["template"]
+    assert template["metadata"]["labels"]["mine"] == "1"
+    assert deployment["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert by_name(template["spec"]["volumes"])["origin-a"]["secret"]["secretName"] == "123"
+    assert template["spec"]["runtimeClassName"] == "1"
+    assert template["spec"]["containers"][0]["readinessProbe"]["httpGet"]["path"] == "/h?x={y}"
+    assert found["PodMonitor"][0]["metadata"]["labels"]["app.kubernetes.io/name"] == "hotshelf"
+
+
+def test_who_scrapes_is_let_in(rendered: Rendered) -> None:
+    for _ in rendered.get("PodMonitor", ()):
+        for policy in rendered.get("NetworkPolicy", ()):
+            assert 9464 in {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]}
 
 
 def test_metrics_are_reached_only_by_whom_the_values_name(rendered: Rendered) -> None:
@@ -209,11 +264,15 @@ def test_a_node_s_pods_share_nothing_but_a_volume_of_their_node(on_nodes: Render
     assert volume["spec"]["local"] == {"path": "/mnt/nvme/hotshelf"}
     assert volume["spec"]["claimRef"] == {"namespace": "default", "name": claim["metadata"]["name"]}
     assert claim["spec"]["volumeName"] == volume["metadata"]["name"]
+    larger = render("--values", str(CHART / "ci" / "node-values.yaml"), "--set", "store.size=2Ti")
+    assert larger["PersistentVolumeClaim"] == [claim]  # it cannot be resized
+    assert larger["ConfigMap"] != on_nodes["ConfigMap"]
     for key in ("accessModes", "storageClassName"):
         assert claim["spec"][key] == volume["spec"][key]
     daemon, worker, *_ = pods(on_nodes)
-    for spec in (daemon, worker):
-        assert by_name(spec["volumes"])["shelf"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    for spec, read_only in ((daemon, False), (worker, True)):  # what is read-only the kubelet does not chown either
+        claimed = by_name(spec["volumes"])["shelf"]["persistentVolumeClaim"]
+        assert (claimed["claimName"], claimed.get("readOnly", False)) == (claim["metadata"]["name"], read_only)
         assert "socket" not in by_name(spec["volumes"])
     assert {one["name"] for one in worker["volumes"]} & {one["name"] for one in daemon["volumes"]} == {"shelf"}
 
@@ -226,6 +285,23 @@ def test_whoever_uses_a_node_s_hotshelfd_sees_the_shelf_read_only_and_waits_for_
         assert by_name(container["volumeMounts"])["shelf"]["readOnly"]
         assert {one["value"] for one in container["env"] if one["name"] == "HOTSHELF_SOCKET"} == socket
     assert "until hotshelf health" in waiting["command"][-1]
+
+
+def test_volumes_of_two_releases_are_never_one() -> None:
+    """They have no namespace."""
+    values = ("--values", str(CHART / "ci" / "node-values.yaml"))
+    names = set()
+    for release, namespace in (("hotshelf", "prod-x"), ("x", "prod"), ("x", "prod-x")):
+        done = run("template", release, str(CHART), "--namespace", namespace, *values)
+        names |= {one["metadata"]["name"] for one in yaml.safe_load_all(done.stdout) if one["kind"] == "PersistentVolume"}
+    assert len(names) == 3
+
+
+def test_pods_of_a_shelf_may_have_one_selinux_level() -> None:
+    found = render("--values", str(CHART / "ci" / "node-values.yaml"), "--set-string", "seLinuxLevel=s0:c1\\,c2")
+    for spec in pods(found)[:2]:
+        assert spec["securityContext"]["seLinuxOptions"] == {"level": "s0:c1,c2"}
+        assert violations(spec) == []
 
 
 def test_selectors_tell_daemons_and_workers_apart_and_metrics_are_had_of_both_modes(on_nodes: Rendered) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pathlib
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -161,6 +162,15 @@ def test_the_component_makes_of_a_deployment_what_the_pod_is(
             container["volumeMounts"] = by_name(container["volumeMounts"])
             container["readinessProbe"] = container["readinessProbe"]["httpGet"]
     assert made == plain
+
+
+def test_a_deployment_without_the_label_stays_as_it_is(tmp_path: pathlib.Path) -> None:
+    shutil.copytree(DEPLOY / "kustomize", tmp_path / "kustomize")
+    example = tmp_path / "kustomize" / "example" / "deployment.yaml"
+    other = yaml.safe_load(example.read_text())
+    del other["metadata"]["labels"]
+    example.write_text(yaml.safe_dump(other))
+    assert spec_of(documents(kustomize(example.parent))) == other["spec"]["template"]["spec"]
 
 
 def test_what_is_rendered_is_restricted_and_configured_alike(

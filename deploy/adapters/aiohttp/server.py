@@ -1,6 +1,6 @@
 """A plain aiohttp server: `python server.py`, then POST / {"prompt": "a lighthouse at night"} answers a PNG.
 
-Beside a hotshelfd (the sidecar of deploy/pod.yaml) set HOTSHELF_AUTOSTART=0; else it starts one.
+HOST and PORT say where it listens. Beside a hotshelfd set HOTSHELF_AUTOSTART=0; else it starts one.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """A BentoML service: `bentoml serve service:Painter`, then POST /draw {"prompt": "a lighthouse at night"} answers a picture.
 
-Beside a hotshelfd (the sidecar of deploy/pod.yaml) set HOTSHELF_AUTOSTART=0; else the first worker to ask starts one.
+Beside a hotshelfd set HOTSHELF_AUTOSTART=0; else the first worker to ask starts one. Kubernetes asks its /readyz.
 """
 
 import os
@@ -17,7 +17,7 @@ os.environ.setdefault("HOTSHELF_AUTOSTART", "1")
 @bentoml.service(traffic={"timeout": 600, "concurrency": 1})
 class Painter:
     def __init__(self) -> None:
-        """Once in each worker; their weights are the same pages of memory."""
+        """Once in each worker."""
         self.pipe = hotshelf.load_pipeline(os.environ.get("MODEL", "sdxl"), device="auto")
 
     @bentoml.api

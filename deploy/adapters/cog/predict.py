@@ -27,6 +27,6 @@ class Predictor(BasePredictor):
     ) -> Path:
         noise = torch.Generator("cpu").manual_seed(seed)
         image = self.pipe(prompt, num_inference_steps=steps, generator=noise).images[0]
-        path = Path(tempfile.mkdtemp()) / "image.png"
-        image.save(path)
-        return path
+        with tempfile.NamedTemporaryFile(suffix=".png", delete=False) as file:  # Cog removes what it has sent
+            image.save(file, "PNG")
+        return Path(file.name)

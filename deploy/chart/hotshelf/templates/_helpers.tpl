@@ -1,10 +1,14 @@
 {{- define "hotshelf.name" -}}
-{{- printf "%s-%s" .Release.Name (ternary "" .Chart.Name (contains .Chart.Name .Release.Name)) | trimSuffix "-" | trunc 52 | trimSuffix "-" -}}
+{{- $name := printf "%s-%s" .Release.Name (ternary "" .Chart.Name (contains .Chart.Name .Release.Name)) | trimSuffix "-" | trunc 52 | trimSuffix "-" -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) -}}
+{{- fail (printf "the release %s cannot name a Service: use lower-case letters, digits and -, a letter first" .Release.Name) -}}
+{{- end -}}
+{{- $name -}}
 {{- end -}}
 
 {{- define "hotshelf.selector" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "hotshelf.labels" -}}
@@ -14,8 +18,15 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end -}}
 
+{{/* Our labels, and `more`, which cannot be others than ours. */}}
+{{- define "hotshelf.labelled" -}}
+{{- $ours := include "hotshelf.labels" .root | fromYaml -}}
+{{- if .component -}}{{- $_ := set $ours "app.kubernetes.io/component" .component -}}{{- end -}}
+{{- toYaml (merge $ours (.more | default dict)) -}}
+{{- end -}}
+
 {{- define "hotshelf.image" -}}
-{{ .image.repository }}:{{ .image.tag | default .root.Chart.AppVersion }}
+{{ printf "%s:%s" .image.repository (.image.tag | default .root.Chart.AppVersion) | quote }}
 {{- end -}}
 
 {{/* A Kubernetes quantity, or ours (55GiB), as MiB. */}}
@@ -43,10 +54,13 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{/* hotshelf.yaml: what was given, the budget, and where credentials lie. */}}
 {{- define "hotshelf.config" -}}
 {{- $config := deepCopy .Values.config -}}
-{{- range $key := list "store" "socket" "listen" "page_listen" "budget" -}}
+{{- range $key := list "store" "socket" "socket_mode" "socket_group" "listen" "page_listen" "budget" "index" "idle_exit_s" -}}
 {{- if hasKey $config $key -}}
 {{- fail (printf "config.%s is the chart's to set (see store)" $key) -}}
 {{- end -}}
+{{- end -}}
+{{- if hasKey $config "hf_token" -}}
+{{- fail "config.hf_token: a ConfigMap is no place for credentials; give HF_TOKEN in daemon.env, out of a Secret" -}}
 {{- end -}}
 {{- range $origin, $secret := .Values.credentials -}}
 {{- if not (hasKey ($config.origins | default dict) $origin) -}}

@@ -7,7 +7,7 @@ terminationGracePeriodSeconds: {{ .Values.terminationGracePeriodSeconds }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .Values.runtimeClassName }}
-runtimeClassName: {{ . }}
+runtimeClassName: {{ . | quote }}
 {{- end }}
 {{- with .Values.nodeSelector }}
 nodeSelector: {{- toYaml . | nindent 2 }}
@@ -23,6 +23,9 @@ securityContext:
   fsGroup: {{ .Values.group }}
   fsGroupChangePolicy: OnRootMismatch
   seccompProfile: {type: RuntimeDefault}
+  {{- with .Values.seLinuxLevel }}
+  seLinuxOptions: {level: {{ . | quote }}}
+  {{- end }}
 {{- end -}}
 
 {{/* hotshelfd: beside a worker an init container that is restarted always, on a node of its own a pod's only one. */}}
@@ -42,10 +45,10 @@ securityContext:
   ports:
     - {name: hotshelf, containerPort: 9464}
   startupProbe:
-    exec: {command: [hotshelf, health, --format, quiet]}
+    exec: {command: [hotshelf, health, --degraded-ok, --format, quiet]}
     periodSeconds: 2
     timeoutSeconds: 10
-    failureThreshold: 60
+    failureThreshold: 1800
   livenessProbe:
     httpGet: {path: /livez, port: hotshelf}
     periodSeconds: 10
@@ -67,7 +70,7 @@ securityContext:
     {{- end }}
     - {name: config, mountPath: /etc/hotshelf/config, readOnly: true}
     {{- range $origin, $secret := .Values.credentials }}
-    - {name: origin-{{ $origin }}, mountPath: /etc/hotshelf/credentials/{{ $origin }}, readOnly: true}
+    - {name: origin-{{ $origin }}, mountPath: {{ printf "/etc/hotshelf/credentials/%s" $origin | quote }}, readOnly: true}
     {{- end }}
 {{- end -}}
 
@@ -78,7 +81,10 @@ securityContext:
 {{- end -}}
 {{- end -}}
 
+{{/* `who` sees it as a whole, or read-only as a volume too: then the kubelet does not change what is on it. */}}
 {{- define "hotshelf.shelf" -}}
+{{- $who := .who -}}
+{{- with .root -}}
 - name: shelf
   {{- if eq .Values.store.type "emptyDir" }}
   emptyDir: {sizeLimit: {{ .Values.store.size }}}
@@ -90,16 +96,23 @@ securityContext:
       spec:
         accessModes: [ReadWriteOnce]
         {{- with .Values.store.storageClassName }}
-        storageClassName: {{ . }}
+        storageClassName: {{ . | quote }}
         {{- end }}
         resources: {requests: {storage: {{ .Values.store.size }}}}
   {{- else }}
-  persistentVolumeClaim: {claimName: {{ include "hotshelf.claim" . }}}
+  persistentVolumeClaim: {claimName: {{ include "hotshelf.claim" . | quote }}{{ if and (eq $who "worker") (eq .Values.mode "node") }}, readOnly: true{{ end }}}
   {{- end }}
+{{- end -}}
 {{- end -}}
 
 {{- define "hotshelf.claim" -}}
 {{- ternary (include "hotshelf.name" .) .Values.store.claimName (eq .Values.store.type "local") -}}
+{{- end -}}
+
+{{/* Volumes have no namespace: two that are written alike must not be one. */}}
+{{- define "hotshelf.volume" -}}
+{{- $both := printf "%s/%s" .Release.Namespace (include "hotshelf.name" .) -}}
+{{- printf "%s-%s" (include "hotshelf.name" .) ($both | sha256sum | trunc 8) -}}
 {{- end -}}
 
 {{/* What only hotshelfd mounts. */}}
@@ -112,6 +125,6 @@ securityContext:
   configMap: {name: {{ include "hotshelf.name" . }}}
 {{- range $origin, $secret := .Values.credentials }}
 - name: origin-{{ $origin }}
-  secret: {secretName: {{ $secret }}, defaultMode: 0440}
+  secret: {secretName: {{ $secret | quote }}, defaultMode: 0440}
 {{- end }}
 {{- end -}}

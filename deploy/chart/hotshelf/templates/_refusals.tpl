@@ -11,6 +11,17 @@
 {{- if and (eq $store.type "claim") (not $store.claimName) -}}
 {{- fail "store.type claim: store.claimName is missing" -}}
 {{- end -}}
+{{- if and .Values.podMonitor.enabled .Values.networkPolicy.enabled (not .Values.networkPolicy.metricsFrom) -}}
+{{- fail "podMonitor.enabled: networkPolicy.metricsFrom is empty, so nobody could ask; name Prometheus' pods or namespace there" -}}
+{{- end -}}
+{{- if eq (int .Values.worker.port) 9464 -}}
+{{- fail "worker.port: 9464 is hotshelfd's" -}}
+{{- end -}}
+{{- range $path := keys .Values.worker.scratch -}}
+{{- if has (clean $path) (list "/" "/shelf" "/run/hotshelf") -}}
+{{- fail (printf "worker.scratch.%s: something else is mounted there" $path) -}}
+{{- end -}}
+{{- end -}}
 {{- if eq (int .Values.daemon.user) (int .Values.worker.user) -}}
 {{- fail "daemon.user and worker.user must differ: a worker of the daemon's uid could change what is on the shelf" -}}
 {{- end -}}
