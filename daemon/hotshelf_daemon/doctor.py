@@ -19,8 +19,10 @@ from email.utils import parsedate_to_datetime
 from itertools import islice
 from typing import Any, Literal
 
+from hotshelf_daemon.acquire.names import Names, Want
+from hotshelf_daemon.acquire.resolve import find
 from hotshelf_daemon.config import Settings, share_of
-from hotshelf_daemon.origin import s3
+from hotshelf_daemon.origin import https, s3
 from hotshelf_daemon.origin.s3_errors import translated
 from hotshelf_daemon.provenance import Keyring, PublicKey
 from hotshelf_shared.errors import HotshelfError
@@ -165,6 +167,9 @@ def _origins(settings: Settings, _status: Status) -> Iterator[Finding]:
         buckets.add(settings.default_bucket)
     for bucket in sorted(buckets):
         yield from _bucket(bucket, settings)
+    for name, want in Names(settings).configured().items():
+        if want.source.kind == "https":
+            yield from _web(name, want, settings)
 
 
 def _bucket(bucket: str, settings: Settings) -> Iterator[Finding]:
@@ -182,6 +187,15 @@ def _bucket(bucket: str, settings: Settings) -> Iterator[Finding]:
     if abs(skew_s) > SKEW_S:
         message = f"this clock is {abs(skew_s):.0f} s {'ahead of' if skew_s > 0 else 'behind'} {label}'s"
         yield Finding("warning", check, message, "Set the clock: S3 refuses requests 15 minutes off.")
+
+
+def _web(name: str, want: Want, settings: Settings) -> Iterator[Finding]:
+    """Does what an acquire begins with: there is no listing to ask for."""
+    host = want.source.authority
+    try:
+        find(https.origin_of(host, settings), want)
+    except HotshelfError as error:
+        yield Finding("error", f"origin {host}", f"{name}: {error.message}", error.hint)
 
 
 def _skew_s(date: str | None) -> float:

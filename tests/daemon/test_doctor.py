@@ -112,6 +112,16 @@ def test_an_origin_that_does_not_answer_is_found_for_every_bucket_in_use(setting
     assert "hunter2" not in finding.message + finding.fix
 
 
+def test_a_web_server_is_asked_for_what_a_name_stands_for(settings: Callable[..., Settings]) -> None:
+    [port] = free_ports(1)
+    host, models = f"127.0.0.1:{port}", {"sdxl": {"source": f"https://127.0.0.1:{port}/sdxl"}}
+    [finding] = of(f"origin {host}", examine(settings(models=models)))
+    assert "none of the configured hosts" in finding.message
+    assert f"hosts: [{host}]" in finding.fix
+    [finding] = of(f"origin {host}", examine(settings(models=models, hosts=[host])))
+    assert "cannot be reached" in finding.message
+
+
 @pytest.mark.parametrize("date", [None, "yesterday", "Mon, 32 Foo 2026 99:99:99 GMT"])
 def test_a_date_that_cannot_be_read_is_no_skew(date: str | None) -> None:
     assert doctor._skew_s(date) == 0.0

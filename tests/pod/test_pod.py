@@ -191,7 +191,7 @@ def test_the_seed_readme_s_docker_run_draws_with_only_its_variables(pod: Pod, tm
              "PIPELINE_STORE": "/workspace/pretrained", "HF_TOKEN": "hf_none", "AWS_ENDPOINT_URL": ENDPOINT}  # fmt: skip
     variables = [word for name, value in given.items() for word in ("-e", f"{name}={value}")]
     tmp_path.chmod(0o777)
-    where = [f"--network=container:{NAME}-origin", "-v", f"{tmp_path}:/workspace/models"]
+    where = ["--pod", NAME, "-v", f"{tmp_path}:/workspace/models"]
     image = IMAGES["hotshelf-worker:0.1.0"]
     done = engine.podman(
         "run", "--rm", *where, *variables, image, "python", "handler.py", "--test_input", json.dumps(JOB), timeout_s=300

@@ -56,10 +56,11 @@ def session_for(host: str, settings: Settings) -> URLLib3Session:
 
 def _trust(host: str, settings: Settings) -> OriginSettings | None:
     """The settings of a host that `https://` may name: one of `hosts`, or an origin's, unless that must be signed."""
+    asked = ("https", host.lower())
     for origin in settings.origins.values():
-        if origin.endpoint_url is not None and urlsplit(origin.endpoint_url)[:2] == ("https", host):
+        if origin.endpoint_url is not None and urlsplit(origin.endpoint_url.lower())[:2] == asked:
             return origin if origin.verify == "off" else None
-    return OriginSettings() if host in settings.hosts else None
+    return OriginSettings() if host.lower() in {known.lower() for known in settings.hosts} else None
 
 
 class HttpsOrigin:
