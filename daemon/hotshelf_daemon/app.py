@@ -83,13 +83,13 @@ async def serve(loaded: Loaded, reload: Callable[[], Loaded]) -> Loaded | None:
     settings.
     """
     settings, stopping, probed = loaded.settings, asyncio.Event(), probes.Probed()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    _on_signals(os._exit, 0)  # putting a store right may take long, and may be cut off anywhere
     # First: a daemon that cannot have its address has not answered anybody, and one that puts its store right is alive.
     async with _tcp(settings, probed) if settings.listen else contextlib.nullcontext():
         shelf = await asyncio.to_thread(open_shelf, settings, Metrics(hotshelf_version()))
         began = time.monotonic()
         try:
+            _on_signals(stopping.set)
             probed.shelf = shelf
             async with running(shelf, stopping):
                 probed.is_serving = True
@@ -113,6 +113,11 @@ async def serve(loaded: Loaded, reload: Callable[[], Loaded]) -> Loaded | None:
     if stopping.is_set():
         return None
     return other or (loaded if shelf.index.is_unreadable else None)
+
+
+def _on_signals(do: Callable[..., object], *args: object) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, do, *args)
 
 
 async def _end_of(shelf: Shelf, stopping: asyncio.Event, loaded: Loaded, reload: Callable[[], Loaded]) -> Loaded | None:

@@ -19,7 +19,7 @@ from email.utils import parsedate_to_datetime
 from itertools import islice
 from typing import Any, Literal
 
-from hotshelf_daemon.acquire.names import Names, Want
+from hotshelf_daemon.acquire.names import Names
 from hotshelf_daemon.acquire.resolve import find
 from hotshelf_daemon.config import Settings, share_of
 from hotshelf_daemon.origin import https, s3
@@ -28,6 +28,7 @@ from hotshelf_daemon.provenance import Keyring, PublicKey
 from hotshelf_shared.errors import HotshelfError
 from hotshelf_shared.mounts import file_system_of, is_network
 from hotshelf_shared.source import Source
+from hotshelf_shared.wire import Wish
 
 PATIENCE_S = 5.0
 #: S3 refuses requests signed 15 minutes off; this far off there is something to mend.
@@ -167,9 +168,9 @@ def _origins(settings: Settings, _status: Status) -> Iterator[Finding]:
         buckets.add(settings.default_bucket)
     for bucket in sorted(buckets):
         yield from _bucket(bucket, settings)
-    for name, want in Names(settings).configured().items():
-        if want.source.kind == "https":
-            yield from _web(name, want, settings)
+    for name, model in settings.names.items():
+        if Source.parse(model.source).kind == "https":
+            yield from _web(name, settings)
 
 
 def _bucket(bucket: str, settings: Settings) -> Iterator[Finding]:
@@ -189,11 +190,11 @@ def _bucket(bucket: str, settings: Settings) -> Iterator[Finding]:
         yield Finding("warning", check, message, "Set the clock: S3 refuses requests 15 minutes off.")
 
 
-def _web(name: str, want: Want, settings: Settings) -> Iterator[Finding]:
+def _web(name: str, settings: Settings) -> Iterator[Finding]:
     """Does what an acquire begins with: there is no listing to ask for."""
-    host = want.source.authority
+    host = Source.parse(settings.names[name].source).authority
     try:
-        find(https.origin_of(host, settings), want)
+        find(https.origin_of(host, settings.hasty()), Names(settings).want(Wish(Source.parse(name))))
     except HotshelfError as error:
         yield Finding("error", f"origin {host}", f"{name}: {error.message}", error.hint)
 

@@ -56,6 +56,10 @@ class Source:
             raise InvalidRequest(f"{kind}:// is no kind of source", hint=f"Known: {', '.join(SCHEMES)}, or a bare name.")
         if "@" in rest.split("/", 1)[0]:
             raise InvalidRequest("the source holds credentials", hint="Put credentials in the origin's configuration.")
+        return cls._of_scheme(kind, rest, pinned, text)
+
+    @classmethod
+    def _of_scheme(cls, kind: str, rest: str, pinned: Revision | None, text: str) -> Self:
         if kind == "file":
             return cls(kind, "", _clean(rest.removeprefix("/") if rest.startswith("/") else "..", text), pinned)
         authority, _, path = rest.partition("/")
@@ -63,8 +67,19 @@ class Source:
             name, _, ref = path.partition("@")
             _require(_ORGANISATION, authority, "organisation", text)
             return cls(kind, authority, _clean(name, text), pinned, ref or None)
-        _require(_BUCKET if kind in ("s3", "gs") else _HOST, authority, "bucket" if kind in ("s3", "gs") else "host", text)
-        return cls(kind, authority, _clean(path, text) if path.strip("/") else "", pinned)
+        if kind == "https":
+            return cls._on_the_web(authority, path, pinned, text)
+        _require(_BUCKET, authority, "bucket", text)
+        return cls(kind, authority, _clean_or_none(path, text), pinned)
+
+    @classmethod
+    def _on_the_web(cls, host: str, path: str, pinned: Revision | None, text: str) -> Self:
+        """The path as files are named: what a browser shows may be escaped, and may have a query, which names no file."""
+        _require(_HOST, host, "host", text)
+        if re.search(r"[?#]|%[0-9A-Fa-f]{2}", path):
+            hint = "Leave out what begins with ? or #, and write %20 as a space."
+            raise InvalidRequest(f"the source {text.partition('?')[0][:200]!r} is an address, not a path", hint=hint)
+        return cls("https", host.lower(), _clean_or_none(path, text), pinned)
 
     @classmethod
     def _keyed_or_name(cls, body: str, pinned: Revision | None) -> Self:
@@ -96,6 +111,11 @@ class Source:
 def _require(form: re.Pattern[str], text: str, what: str, source: str) -> None:
     if not form.match(text):
         raise InvalidRequest(f"{text[:80]!r} is no {what}, in the source {source[:200]!r}")
+
+
+def _clean_or_none(path: str, source: str) -> str:
+    """A bucket or host may be meant as a whole."""
+    return _clean(path, source) if path.strip("/") else ""
 
 
 def _clean(path: str, source: str) -> str:

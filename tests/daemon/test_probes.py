@@ -26,6 +26,17 @@ def test_a_daemon_that_does_not_have_its_store_yet_is_alive_and_not_ready(
         second.close()
 
 
+def test_a_daemon_without_its_store_yet_ends_at_once_when_asked(make_daemon: MakeDaemon, tmp_path: pathlib.Path) -> None:
+    first = make_daemon()
+    second = Daemon(tmp_path / "second", store=first.store, idle_exit_s=120)
+    try:
+        second.launch()
+        wait_until(lambda: answers(second, "/livez") == 200)
+        assert second.terminate(timeout_s=10) == 0
+    finally:
+        second.close()
+
+
 def answers(daemon: Daemon, target: str) -> int:
     try:
         return daemon.get_http(target).status

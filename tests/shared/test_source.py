@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 
 import pytest
@@ -19,6 +20,7 @@ paths = st.lists(names.filter(lambda name: not any(0x7F <= ord(c) < 0xA0 for c i
 buckets = st.from_regex(r"[a-z0-9][a-z0-9.-]{2,20}", fullmatch=True)
 dotted = st.text(string.ascii_letters + string.digits + "._=-", min_size=1, max_size=20)
 words = dotted.filter(lambda word: word.strip("."))
+unescaped = paths.filter(lambda path: not re.search(r"[?#]|%[0-9A-Fa-f]{2}", path))
 organisations = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,20}", fullmatch=True)
 written = st.one_of(
     st.builds("s3://{}/{}".format, buckets, paths),
@@ -26,8 +28,8 @@ written = st.one_of(
     st.builds("gs://{}/{}".format, buckets, paths),
     st.builds("hf://{}/{}".format, organisations, words),
     st.builds("hf://{}/{}@{}".format, organisations, words, words),
-    st.builds("https://{}/{}".format, buckets, paths),
-    st.builds("https://{}:8443/{}".format, buckets, paths),
+    st.builds("https://{}/{}".format, buckets, unescaped),
+    st.builds("https://{}:8443/{}".format, buckets, unescaped),
     st.builds("file:///{}".format, paths),
     st.builds("pipeline:{}".format, words),
     st.builds("bundle:{}/{}".format, words, words),
@@ -80,6 +82,7 @@ def test_whatever_is_accepted_reads_back_and_stays_in_its_folder(text: str) -> N
         ("hf://org/name@refs/pr/1", Source("hf", "org", "name", None, "refs/pr/1")),
         (f"hf://org/name@main@{PIN}", Source("hf", "org", "name", PIN, "main")),
         ("https://cdn.example:8443/a/b", Source("https", "cdn.example:8443", "a/b")),
+        ("https://CDN.Example/A b/c", Source("https", "cdn.example", "A b/c")),
         ("file:///models/sdxl", Source("file", "", "models/sdxl")),
         ("pipeline:ab12", Source("pipeline", "", "ab12")),
         ("bundle:env/graph", Source("bundle", "", "env/graph")),
@@ -99,6 +102,7 @@ def test_the_forms_of_the_contract(text: str, expected: Source) -> None:
         "", "/", "s3://", "s3:///key", "s3://b/../c", "s3://b/a/..", "s3://b/a//b", "s3://b/./a", "s3://b/a\0b", "s3://b/a\\b",
         "s3://b/a\nb", "s3://b/a\x7fb", "s3://b/a\x85b", "s3://-b/a", "s3://b_ä/a", "s3://user:secret@b/a",
         "https://u:p@host/x",
+        "https://host/a%20b", "https://host/a?download=true", "https://host/a#b",
         "https://host:port/x", "https:///x", "ftp://host/x", "javascript://x/y", "hf://org", "hf://org/", "hf://org/..",
         "gs://",
         "file://etc/passwd", "file:///", "file:///a/../../etc", "file://", "..", "../x", "a/../b", "./x", "pipeline:",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
@@ -77,6 +78,10 @@ class OriginSettings(Frozen):
         for url in value if isinstance(value, list) else (value or "",):
             if "@" in url.partition("://")[2].partition("/")[0]:
                 raise ValueError("holds credentials: put them into access_key_id and secret_access_key")
+            try:
+                _ = urlsplit(url).port
+            except ValueError:
+                raise ValueError("is no address") from None
         return value
 
     @field_validator("keys")

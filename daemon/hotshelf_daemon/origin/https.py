@@ -6,14 +6,17 @@ followed to hosts that `https://` may name, and nowhere else: no server sends th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+import socket
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from botocore.awsrequest import AWSRequest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
 from botocore.httpsession import URLLib3Session
 from botocore.utils import get_environ_proxies
 
@@ -31,49 +34,60 @@ from hotshelf_shared.errors import AccessDenied, IntegrityError, NotFound, Origi
 _NOBODY = "nobody (unsigned)"
 _REDIRECTS = {301, 302, 303, 307, 308}
 MOST_REDIRECTS = 5
+_OPTIONS: Any = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
 #: Before a version that is a date: an ETag begins with a quotation mark.
 _DATE = "modified "
 
 
 def origin_of(host: str, settings: Settings) -> HttpsOrigin:
     """Raises AccessDenied, the same whether or not there is such a host."""
-    return HttpsOrigin(host, session_for(host, settings), lambda other: _trust(other, settings) is not None)
-
-
-def session_for(host: str, settings: Settings) -> URLLib3Session:
-    if (origin := _trust(host, settings)) is None:
+    if needs_signatures(host, settings):
+        hint = "Ask for it as s3://BUCKET/PREFIX: so its signature is checked."
+        raise AccessDenied(f"the origin of https://{host} requires signatures", hint=hint)
+    if (trusted := _trusted(host, settings)) is None:
         hint = f"An operator can allow it: `hosts: [{host}]`."
         raise AccessDenied(f"https://{host} is none of the configured hosts", hint=hint)
-    session = URLLib3Session(
-        verify=origin.ca_bundle or True,  # type: ignore[arg-type] # a path too, and times apart
-        proxies=get_environ_proxies(f"https://{host}"),
-        timeout=(settings.fetch.connect_timeout_s, settings.fetch.idle_timeout_s),  # type: ignore[arg-type]
-        max_pool_connections=origin.max_connections + 4,
-    )
-    guard(session)
-    return session
+    return HttpsOrigin(host, trusted[0], settings)
 
 
-def _trust(host: str, settings: Settings) -> OriginSettings | None:
-    """The settings of a host that `https://` may name: one of `hosts`, or an origin's, unless that must be signed."""
-    asked = ("https", host.lower())
-    for origin in settings.origins.values():
-        if origin.endpoint_url is not None and urlsplit(origin.endpoint_url.lower())[:2] == asked:
-            return origin if origin.verify == "off" else None
-    return OriginSettings() if host.lower() in {known.lower() for known in settings.hosts} else None
+def needs_signatures(host: str, settings: Settings) -> bool:
+    """Whether an origin that requires them lies there too: a worker must not get past them by another name."""
+    return any(origin.verify == "required" for _, origin in _those_at(host, settings))
+
+
+def _trusted(host: str, settings: Settings) -> tuple[str, OriginSettings] | None:
+    """Label and settings of a host that `https://` may name: an origin's, or one of `hosts`."""
+    if needs_signatures(host, settings):
+        return None
+    for label, origin in _those_at(host, settings):
+        return label, origin
+    known = {_place(f"https://{one}") for one in settings.hosts}
+    return (host, OriginSettings()) if _place(f"https://{host}") in known else None
+
+
+def _those_at(host: str, settings: Settings) -> Iterator[tuple[str, OriginSettings]]:
+    for label, origin in settings.origins.items():
+        if origin.endpoint_url is not None and _place(origin.endpoint_url) == _place(f"https://{host}"):
+            yield label, origin
+
+
+def _place(url: str) -> tuple[str, str | None, int]:
+    parts = urlsplit(url.lower())
+    return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
 
 
 class HttpsOrigin:
-    def __init__(self, host: str, session: URLLib3Session, may_go_to: Callable[[str], bool]) -> None:
-        """`may_go_to` says of a host whether a redirect to it is followed."""
+    def __init__(self, host: str, label: str, settings: Settings) -> None:
         self.name = f"https://{host}"
-        self.label = host
-        self._session, self._may_go_to = session, may_go_to
+        self.label = label
+        self._settings = settings
+        self._sessions: dict[str, URLLib3Session] = {}
+        self._lock = threading.Lock()
 
     def head(self, key: str) -> OriginObject | None:
         where = f"{self.name}/{key}"
         with translated(self.label, _NOBODY, where):
-            answer = self._ask("HEAD", key)
+            answer = self._head(key)
             if answer is None:
                 return None
             answer["Body"].close()
@@ -83,6 +97,26 @@ class HttpsOrigin:
                 hint = "Nothing could tie two reads to one version: publish it with `hotshelf push`."
                 raise IntegrityError(f"{where} has neither an ETag nor a date", hint=hint)
             return OriginObject(key, answer["ContentLength"], version)
+
+    def _head(self, key: str) -> dict[str, Any] | None:
+        """Of its first byte, where a server does not answer HEAD (a redirect may be good for GET alone) or says too little."""
+        try:
+            answer = self._ask("HEAD", key)
+            if answer is None or answer.get("ContentLength"):
+                return answer
+            answer["Body"].close()
+        except ClientError as error:
+            if _status(error) not in (403, 405, 501):
+                raise
+        try:
+            answer = self._ask("GET", key, {"Range": "bytes=0-0"})
+        except ClientError as error:
+            if _status(error) != 416:
+                raise
+            return self._ask("GET", key)  # it has no first byte
+        if answer is not None and (found := re.fullmatch(r"bytes 0-0/(\d+)", answer.get("ContentRange", ""))):
+            answer["ContentLength"] = int(found[1])
+        return answer
 
     def checksum(self, _obj: OriginObject) -> int | None:
         return None
@@ -122,6 +156,7 @@ class HttpsOrigin:
             raise Changed(f"{where} was there and is not any more", hint="Publish it again.")
         body = streamed(answer["Body"], lambda error: as_ours(error, self.label, _NOBODY, where), None)
         try:
+            answer.setdefault("ETag", "" if obj.version else None)  # none at all is not the same
             if obj.version.startswith(_DATE):
                 answer["ETag"] = obj.version if _version(answer, where, tag="") == obj.version else "another"
             check_answer(answer, obj, start, stop, where)
@@ -136,7 +171,7 @@ class HttpsOrigin:
         for _ in range(MOST_REDIRECTS):
             request = AWSRequest(method, url, headers)
             request.stream_output = True
-            response = self._session.send(request.prepare())
+            response = self._send(request)
             status, told = response.status_code, {name.lower(): value for name, value in response.headers.items()}
             if status < 300 and not told.get("content-type", "").startswith("text/html"):
                 return answered(response)
@@ -151,9 +186,33 @@ class HttpsOrigin:
             self._check_way(url, key)
         raise OriginUnavailable(f"{self.label} redirects {self.name}/{key} without end")
 
+    def _send(self, request: AWSRequest) -> Any:
+        session = self._session_for(urlsplit(str(request.url)).netloc)
+        try:
+            return session.send(request.prepare())
+        except (ConnectionClosedError, ReadTimeoutError):
+            session.close()  # a kept connection that died silently seldom died alone
+            raise
+
+    def _session_for(self, host: str) -> URLLib3Session:
+        """Each host with its own certificates: one's do not vouch for another's."""
+        with self._lock:
+            if host not in self._sessions:
+                _, origin = _trusted(host, self._settings) or ("", OriginSettings())
+                fetch = self._settings.fetch
+                self._sessions[host] = URLLib3Session(
+                    verify=origin.ca_bundle or True,  # type: ignore[arg-type] # a path too, and times apart
+                    proxies=get_environ_proxies(f"https://{host}"),
+                    timeout=(fetch.connect_timeout_s, fetch.idle_timeout_s),  # type: ignore[arg-type]
+                    max_pool_connections=self._settings.connections_of(self.label) + 4,
+                    socket_options=_OPTIONS,
+                )
+                guard(self._sessions[host])
+            return self._sessions[host]
+
     def _check_way(self, url: str, key: str) -> None:
         parts = urlsplit(url)
-        if parts.scheme != "https" or parts.username is not None or not self._may_go_to(parts.netloc):
+        if parts.scheme != "https" or parts.username is not None or _trusted(parts.netloc, self._settings) is None:
             elsewhere = f"{parts.scheme}://{parts.hostname}, which is none of the configured hosts"
             hint = "Add that host to `hosts`, if it is to be asked."
             raise AccessDenied(f"{self.label} redirects {self.name}/{key} to {elsewhere}", hint=hint)
@@ -171,3 +230,7 @@ def _version(answer: dict[str, Any], where: str, *, tag: str | None = None) -> s
 def _refusal(status: int, told: dict[str, str]) -> Any:
     reason = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else ""
     return {"Error": {"Code": reason}, "ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": told}}
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response["ResponseMetadata"]["HTTPStatusCode"])

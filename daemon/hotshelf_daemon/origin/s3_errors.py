@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ _DENIED_HINTS = {
 _NO_S3 = "Check endpoint_url: something else may answer there, or stand in front of it."
 _WHEN_REQUIRED = "Set AWS_REQUEST_CHECKSUM_CALCULATION and AWS_RESPONSE_CHECKSUM_VALIDATION to when_required for your tools."
 LONGEST_ASKED_S = 60.0
+_QUERY = re.compile(r"\?[^\s\"']+")
 EXPIRED = frozenset(code for code in _DENIED_HINTS if "Token" in code)
 
 
@@ -88,7 +90,7 @@ def _of_answer(error: boto.ClientError, label: str, denied: str, where: str) -> 
         return Changed(f"{where} changed at the origin")
     if status in (429, 503) or code in ("SlowDown", "RequestLimitExceeded"):
         return Busy(f"{said} for {where}", retry_after_s=_retry_after(headers))
-    if status in (500, 502, 504):
+    if status in (408, 425) or (status >= 500 and status != 501):
         return OriginUnavailable(f"{said} for {where}", retry_after_s=_retry_after(headers))
     if status in (301, 302, 307, 308):
         return AccessDenied(f"{said}: it redirects {where} elsewhere", hint="Set the origin's region and endpoint_url right.")
@@ -131,4 +133,5 @@ def _server_time(headers: Any) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+    """Without what stands behind the ? of an address: a redirect may have put a signature there."""
+    return _QUERY.sub("?…", (str(error).splitlines() or [type(error).__name__])[0])[:300]

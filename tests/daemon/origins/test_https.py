@@ -13,12 +13,15 @@ from hotshelf_daemon.config.settings import OriginSettings
 from hotshelf_daemon.origin import Changed, https
 from hotshelf_daemon.origin.https import HttpsOrigin
 from hotshelf_daemon.origin.port import Misanswered
+from hotshelf_daemon.provenance import Keyring
 from hotshelf_shared.errors import AccessDenied, IntegrityError, NotFound, OriginUnavailable
+from hotshelf_shared.source import Source
 from tests import objects
 from tests.daemon.conftest import MakeDaemon
 from tests.daemon.looking import granted, tree_of
 from tests.faults.scripted_origin import Ask, Reply, ScriptedOrigin, Spoil
 from tests.servers.certificates import certify
+from tests.servers.ports import free_ports
 
 DATE, LATER = "Sat, 21 Nov 2026 10:00:00 GMT", "Sat, 21 Nov 2026 10:00:01 GMT"
 
@@ -89,8 +92,21 @@ def test_a_host_whose_origin_requires_signatures_is_not_asked_past_them(
     server: ScriptedOrigin, certificate: pathlib.Path
 ) -> None:
     signed = trusting(server, certificate)["web"].model_copy(update={"verify": "required"})
+    plain = trusting(server, certificate)["web"]
+    for origins in ({"web": signed}, {"a": plain, "b": signed}, {"a": signed, "b": plain}):
+        settings = Settings(origins=origins, hosts=[host_of(server)])
+        with pytest.raises(AccessDenied) as refusal:
+            https.origin_of(host_of(server), settings)
+        assert "s3://" in refusal.value.hint
+        held = Source.parse(f"{server.endpoint_url}/bucket/m")
+        assert not Keyring(settings, {}).accepts(held, None)  # what was held before is not served either
+
+
+def test_a_port_that_goes_without_saying_is_the_same_host() -> None:
+    signed = OriginSettings(endpoint_url="https://minio:443", verify="required", keys=["/k.pem"])
     with pytest.raises(AccessDenied):
-        https.origin_of(host_of(server), Settings(origins={"web": signed}, hosts=[host_of(server)]))
+        https.origin_of("MinIO", Settings(origins={"web": signed}, hosts=["minio"]))
+    assert https.origin_of("CDN.example.com", Settings(hosts=["cdn.example.com:443"])).name
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused_for_good(server: ScriptedOrigin) -> None:
@@ -122,6 +138,30 @@ def test_a_redirect_elsewhere_is_refused_and_named(server: ScriptedOrigin, origi
         origin.head(KEY)
     assert "none of the configured hosts" in refusal.value.message
     assert len(server.asked) == 1
+
+
+def test_a_signature_in_a_redirect_is_never_told(server: ScriptedOrigin, certificate: pathlib.Path) -> None:
+    [port] = free_ports(1)
+    settings = Settings(origins=trusting(server, certificate), hosts=[f"127.0.0.1:{port}"])
+    server.misdeed(saying(302, Location=f"https://127.0.0.1:{port}/x?X-Amz-Signature=CANARY&sig=CANARY"), on="HEAD")
+    with pytest.raises(OriginUnavailable) as failure:
+        https.origin_of(host_of(server), settings).head(KEY)
+    assert "CANARY" not in str(failure.value)
+
+
+def test_one_host_s_certificates_do_not_vouch_for_another(
+    server: ScriptedOrigin, origin: HttpsOrigin, tmp_path: pathlib.Path
+) -> None:
+    other = certify(tmp_path / "other.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(other)
+    with ScriptedOrigin(tls=context) as elsewhere:
+        elsewhere.objects["w"] = b"elsewhere"
+        own = OriginSettings(endpoint_url=elsewhere.endpoint_url, ca_bundle=str(other))
+        settings = Settings(origins={**origin._settings.origins, "other": own})
+        for kind in ("HEAD", "GET"):
+            server.misdeed(saying(302, Location=f"{elsewhere.endpoint_url}/b/w"), on=kind)
+        assert whole(https.origin_of(host_of(server), settings)) == b"elsewhere"
 
 
 def test_a_redirect_in_circles_ends(server: ScriptedOrigin, origin: HttpsOrigin) -> None:
@@ -169,10 +209,28 @@ def test_what_has_neither_is_refused_with_a_way_out(server: ScriptedOrigin, orig
     assert "hotshelf push" in refusal.value.hint
 
 
-def test_a_length_that_is_not_told_is_refused(server: ScriptedOrigin, origin: HttpsOrigin) -> None:
-    server.misdeed(saying(200, Content_Length=None), on="HEAD")
-    with pytest.raises(IntegrityError):
-        origin.head(KEY)
+@pytest.mark.parametrize("spoil", [saying(403), saying(405), saying(501), saying(200, Content_Length="0")])
+def test_a_server_that_does_not_know_head_is_asked_for_a_byte(
+    server: ScriptedOrigin, origin: HttpsOrigin, spoil: Spoil
+) -> None:
+    server.misdeed(spoil, on="HEAD")
+    assert whole(origin) == b"weights"
+
+
+def test_an_empty_file_is_one_all_the_same(server: ScriptedOrigin, origin: HttpsOrigin) -> None:
+    server.objects["m/empty"] = b""
+    server.misdeed(saying(416), prefix="m/empty", when=lambda ask: ask.range is not None)
+    found = origin.head("bucket/m/empty")
+    assert found is not None
+    assert found.size == 0
+
+
+def test_an_answer_without_the_etag_is_not_the_same_version(server: ScriptedOrigin, origin: HttpsOrigin) -> None:
+    found = origin.head(KEY)
+    assert found is not None
+    server.misdeed(saying(200, ETag=None))
+    with pytest.raises(Changed), origin.open(found, 0, found.size):
+        pass
 
 
 def test_a_range_that_is_ignored_never_reaches_the_file(server: ScriptedOrigin, origin: HttpsOrigin) -> None:
@@ -190,7 +248,7 @@ def test_a_range_that_is_ignored_never_reaches_the_file(server: ScriptedOrigin, 
 
 REFUSALS = {
     401: AccessDenied, 403: AccessDenied, 412: Changed, 418: IntegrityError,
-    429: OriginUnavailable, 500: OriginUnavailable, 503: OriginUnavailable,
+    408: OriginUnavailable, 429: OriginUnavailable, 500: OriginUnavailable, 503: OriginUnavailable, 522: OriginUnavailable,
 }  # fmt: skip
 
 
