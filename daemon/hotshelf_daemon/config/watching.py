@@ -37,6 +37,7 @@ def watched(path: str, on_change: Callable[[], object]) -> Iterator[None]:
         for folder in dict.fromkeys(os.path.dirname(os.path.abspath(one)) for one in (path, os.path.realpath(path))):
             observer.schedule(_Told(on_change), folder)
         observer.start()
+        _keep_from_children()
     except OSError as error:  # no inotify left, or the folder is gone
         log.warning("changes of the configuration are noticed late", extra={"path": path, "why": str(error)})
         yield
@@ -46,3 +47,11 @@ def watched(path: str, on_change: Callable[[], object]) -> Iterator[None]:
     finally:
         observer.stop()
         observer.join()
+
+
+def _keep_from_children() -> None:
+    """watchdog's descriptor would be handed on to whatever is started; nothing of ours is meant to be."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            with contextlib.suppress(OSError):
+                os.set_inheritable(int(name), False)
