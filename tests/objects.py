@@ -137,12 +137,3 @@ def read(folder: str | os.PathLike[str]) -> Tree:
     base = pathlib.Path(folder)
     found = (pathlib.Path(at) / name for at, _, names in os.walk(base) for name in names)
     return {str(path.relative_to(base)): path.read_bytes() for path in sorted(found)}
-
-
-def pushed(tree: Tree) -> Tree:
-    """What `hotshelf push` leaves of a tree: content-named blobs, a manifest, and the pointer to it."""
-    manifest = manifest_of(tree)
-    data = {f"blobs/{entry.digest.replace(':', '/')}": tree[path] for path, entry in manifest.items()}
-    data[f"manifests/{manifest.revision.hex}.json"] = manifest.canonical()
-    data["hotshelf.json"] = f'{{"format": 1, "revision": "{manifest.revision}"}}'.encode()
-    return data

@@ -17,6 +17,7 @@ import hotshelf.demo
 from hotshelf_daemon.config import load
 from tests import objects
 from tests.daemon_process import Daemon
+from tests.faults.scripted_origin import ScriptedOrigin
 from tests.servers.child import clean_environment
 from tests.servers.ports import free_ports
 from tests.servers.seaweedfs import SeaweedFS
@@ -73,6 +74,19 @@ def shell(text: str, folder: pathlib.Path, environment: dict[str, str]) -> str:
     return done.stdout
 
 
+def test_mirrors_are_asked_before_the_origin(seaweedfs: SeaweedFS, bucket: str, prefix: str, tmp_path: pathlib.Path) -> None:
+    tree = objects.model("readme")
+    objects.put(seaweedfs, bucket, prefix, objects.published(tree))
+    with ScriptedOrigin() as weed, ScriptedOrigin() as cdn:
+        cdn.objects.update({f"{prefix}/{key}": data for key, data in objects.published(tree).items()})
+        text = block("yaml", "mirrors:").replace("http://weed-s3:8333", weed.endpoint_url)
+        shown = yaml.safe_load(text.replace("https://cdn.example.com", cdn.endpoint_url))["origins"]["b2"]
+        with Daemon(tmp_path / "d", origins={"b2": {**seaweedfs.settings(bucket), "mirrors": shown["mirrors"]}}) as running:
+            assert objects.read(running.store / running.acquire(f"s3://{bucket}/{prefix}").body["path"]) == tree
+        assert weed.asked
+        assert cdn.asked
+
+
 def test_no_block_of_the_readme_is_left_untested() -> None:
     tested = (
         "make demo",
@@ -85,6 +99,7 @@ def test_no_block_of_the_readme_is_left_untested() -> None:
         "hotshelf acquire",
         "openssl",
         "verify: required",
+        "mirrors:",
         "credentials: {weights: hotshelf-origin}",  # tests/deploy renders it
         "helm install",
         "flowchart",

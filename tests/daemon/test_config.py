@@ -175,6 +175,15 @@ def test_a_secret_in_the_environment_is_text_whatever_it_looks_like(secret: str)
     assert settings.secrets() == {secret}
 
 
+@pytest.mark.parametrize(
+    "mirror", ["cdn.example.com", "ftp://cdn", "https://", "https://cdn/{bucket}", "https://cdn/{key}/{name}"]
+)
+def test_a_mirror_is_an_address_below_which_keys_lie_or_that_has_one_in_it(mirror: str) -> None:
+    assert "mirrors" in refusal(origins={"b2": {"mirrors": [mirror]}}).message
+    good = ["https://cdn", "http://weed:8333/s3", "https://cdn/file/{bucket}/{key}", "https://cdn/{key}?v=1"]
+    assert of(origins={"b2": {"mirrors": good}}).settings.origins["b2"].mirrors == good
+
+
 def test_secrets_are_masked_wherever_settings_are_shown(file: pathlib.Path) -> None:
     origin = {"access_key_id": "key-id", "secret_access_key": SECRET, "session_token": SECRET}
     loaded = of({"HF_TOKEN": SECRET}, config=written(file, {"origins": {"b2": origin}}))

@@ -13,8 +13,11 @@ import pytest
 from hotshelf_daemon import doctor
 from hotshelf_daemon.config import Settings
 from hotshelf_daemon.doctor import Finding, examine
-from tests import signing
+from tests import objects, signing
 from tests.daemon_process import Daemon
+from tests.faults import origin_cases as cases
+from tests.faults.scripted_origin import ScriptedOrigin, Spoil
+from tests.servers.moto import Moto
 from tests.servers.ports import free_ports
 
 
@@ -119,6 +122,71 @@ def test_a_web_server_is_asked_for_what_a_name_stands_for(settings: Callable[...
     assert "none of the configured hosts" in finding.message
     assert f"hosts: [{host}]" in finding.fix
     [finding] = of(f"origin {host}", examine(settings(models=models, hosts=[host])))
+    assert "cannot be reached" in finding.message
+
+
+# ---- mirrors
+
+
+@pytest.fixture
+def published(moto: Moto, bucket: str, prefix: str) -> dict[str, Any]:
+    """Settings of an origin that has a published model, and of that model."""
+    objects.put(moto, bucket, prefix, objects.published(objects.model("doctor")))
+    return {"origins": {"it": moto.settings(bucket)}, "models": {"sd": {"source": f"s3://{bucket}/{prefix}"}}}
+
+
+def mirrored_by(published: dict[str, Any], *mirrors: str) -> dict[str, Any]:
+    return {**published, "origins": {"it": {**published["origins"]["it"], "mirrors": mirrors}}}
+
+
+def mirror_of(published: dict[str, Any], server: ScriptedOrigin, spoil: Spoil) -> str:
+    """The scripted server as one that has all of it, its answers spoilt so."""
+    prefix = published["models"]["sd"]["source"].rpartition("/")[2]
+    pushed = objects.published(objects.model("doctor"))
+    server.objects.update({f"{prefix}/{key}": data for key, data in pushed.items()})
+    server.misdeed(spoil)
+    return server.endpoint_url
+
+
+FOR_EVER = cases.header("Cache-Control", "public, max-age=31536000, immutable")
+
+
+def test_a_mirror_that_serves_ranges_and_may_keep_them_is_fine(
+    settings: Callable[..., Settings], published: dict[str, Any]
+) -> None:
+    with ScriptedOrigin() as server:
+        findings = examine(settings(**mirrored_by(published, mirror_of(published, server, FOR_EVER))))
+        assert not [finding for finding in findings if finding.check.startswith("mirror")]
+        assert server.asked
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (cases.both(FOR_EVER, cases.whole), "ignores Range"),
+        (cases.both(FOR_EVER, cases.body(cases.flip)), "wrong bytes"),
+        (cases.refuse(404), "does not have"),
+        (cases.refuse(403), "403"),
+        (cases.both(FOR_EVER, cases.header("Set-Cookie", "a=b")), "cookies"),
+        (cases.both(FOR_EVER, cases.header("Vary", "*")), "vary"),
+        (cases.header("Cache-Control", None), "how long"),
+        (cases.header("Cache-Control", "no-cache"), "no-cache"),
+        (cases.header("Cache-Control", "public, max-age=60"), "max-age=60"),
+    ],
+)
+def test_a_mirror_that_is_little_help_is_named_with_what_to_do(
+    settings: Callable[..., Settings], published: dict[str, Any], spoil: Spoil, says: str
+) -> None:
+    with ScriptedOrigin() as server:
+        url = mirror_of(published, server, spoil)
+        found = of(f"mirror {url.removeprefix('http://')}", examine(settings(**mirrored_by(published, url))))
+    assert any(says in finding.message for finding in found), found
+    assert all(finding.fix for finding in found)
+
+
+def test_a_mirror_that_does_not_answer_is_named(settings: Callable[..., Settings], published: dict[str, Any]) -> None:
+    [port] = free_ports(1)
+    [finding] = of(f"mirror 127.0.0.1:{port}", examine(settings(**mirrored_by(published, f"http://127.0.0.1:{port}"))))
     assert "cannot be reached" in finding.message
 
 

@@ -127,7 +127,7 @@ def test_a_preload_that_somebody_asks_for_is_not_slowed_any_more(make_daemon: Ma
 def test_a_preload_that_somebody_asks_for_does_not_wait_behind_other_preloads(make_daemon: MakeDaemon, slow: Paced) -> None:
     for name, files in (("many", 12), ("few", 2)):
         tree = {f"{number}.safetensors": objects.safetensors((name, number), 2 * MIB) for number in range(files)}
-        objects.write(slow.root / "weights" / name, objects.pushed(tree))
+        objects.write(slow.root / "weights" / name, objects.published(tree))
     models = {name: {"source": f"s3://weights/{name}", "preload": True} for name in ("many", "few")}
     daemon = make_daemon(origins=from_(slow), models=models, fetch={"segment_bytes": MIB}, prefetch={"max_rate": "64KiB/s"})
     wait_until(lambda: len(rows(daemon, "SELECT * FROM v_transfers")) == 14, what="both to be begun")
@@ -184,7 +184,7 @@ def test_a_request_that_goes_quiet_at_the_end_is_overtaken_and_not_waited_for(
 def test_what_was_pushed_is_fetched_from_a_plain_web_server(make_daemon: MakeDaemon, tmp_path: pathlib.Path) -> None:
     tree = objects.model("web")
     with Nginx(tmp_path / "nginx") as origin:
-        objects.write(origin.root / "weights" / "models" / "sd", objects.pushed(tree))
+        objects.write(origin.root / "weights" / "models" / "sd", objects.published(tree))
         daemon = make_daemon(origins=from_(origin))
         answer = daemon.acquire("s3://weights/models/sd")
         assert answer.status == 200, answer.body

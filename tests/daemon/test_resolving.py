@@ -22,7 +22,7 @@ def test_a_pushed_source_is_known_before_a_byte_is_read_and_a_plain_one_when_it_
 ) -> None:
     tree = objects.model("resolved")
     manifest = objects.manifest_of(tree)
-    objects.put(seaweedfs, bucket, f"{prefix}/pushed", objects.pushed(tree))
+    objects.put(seaweedfs, bucket, f"{prefix}/pushed", objects.published(tree))
     objects.put(seaweedfs, bucket, f"{prefix}/plain", tree)
     sources = [f"s3://{bucket}/{prefix}/{name}" for name in ("pushed", "plain")]
 

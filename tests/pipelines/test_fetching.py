@@ -193,7 +193,7 @@ def test_a_pinned_revision_is_that_of_what_was_needed_or_of_the_whole(
 def _pushed(library: Library, seaweedfs: SeaweedFS, bucket: str, prefix: str) -> str:
     """What `hotshelf push` leaves: content-named blobs, a manifest, and the pointer to it."""
     tree = {**objects.read(library.sd), "README.md": b"read me"}
-    objects.put(seaweedfs, bucket, f"{prefix}/pushed", objects.pushed(tree))
+    objects.put(seaweedfs, bucket, f"{prefix}/pushed", objects.published(tree))
     return f"s3://{bucket}/{prefix}/pushed"
 
 

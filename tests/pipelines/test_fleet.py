@@ -28,7 +28,7 @@ def place(seaweedfs: SeaweedFS, bucket: str, prefix: str) -> Callable[[str, path
 
     def put(name: str, path: pathlib.Path) -> str:
         tree = objects.read(path) if path.is_dir() else {path.name: path.read_bytes()}
-        objects.put(seaweedfs, bucket, f"{prefix}/{name}", objects.pushed(tree))
+        objects.put(seaweedfs, bucket, f"{prefix}/{name}", objects.published(tree))
         return f"s3://{bucket}/{prefix}/{name}"
 
     return put

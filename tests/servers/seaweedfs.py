@@ -43,6 +43,8 @@ class SeaweedFS(S3Origin):
         self._flags = [f"-{name}.port{kind}={numbers.pop()}" for name in _PORTS for kind in (".grpc", "")]
         self._numbers = [int(flag.rpartition("=")[2]) for flag in self._flags]
         self.port = self._numbers[1]
+        #: Its files over plain HTTP, asked by nobody in particular: buckets lie below `/buckets`.
+        self.filer_url = f"http://127.0.0.1:{self._numbers[2 * _PORTS.index('filer') + 1]}"
 
     def start(self) -> None:
         """Returns when it answers. Raises StartFailed."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from hotshelf_daemon.acquire.names import Want
 from hotshelf_daemon.index.blobs import Learnt
 from hotshelf_daemon.objects import OriginObject
-from hotshelf_daemon.origin import Origin
+from hotshelf_daemon.origin import Mirrored, Origin
 from hotshelf_daemon.plan import Resolution, WantedFile
 from hotshelf_daemon.policy import check_weights_left
 from hotshelf_daemon.provenance import SIGNATURE
@@ -45,21 +45,28 @@ def find(origin: Origin, want: Want) -> Found:
     """Raises NotFound, AccessDenied, OriginUnavailable, IntegrityError (a broken manifest), UnsafeContent (bad keys)."""
     path = want.source.path
     denied: AccessDenied | None = None
-    if path:
+    # Where there are mirrors, `hotshelf.json` is to be the one thing that the origin itself is asked for.
+    for look in (_tree, _single) if isinstance(origin, Mirrored) else (_single, _tree):
         try:
-            if (single := origin.head(path)) is not None:
-                return Found((WantedFile(path.rpartition("/")[2], single),), "file")
+            if (found := look(origin, path, want.source.pinned)) is not None:
+                return found
         except AccessDenied as error:
-            denied = error  # without leave to list, S3 answers 403 for a key that is not there: the folder may still do
-    try:
-        if (tree := _published(origin, path, want.source.pinned)) is not None:
-            blobs = tuple(_blob(path, name, entry.digest, entry.size) for name, entry in tree.items())
-            return Found(blobs, "tree", tree.revision)
-    except AccessDenied as error:
-        denied = error
+            denied = error  # without leave to list, S3 answers 403 for what is not there: the other may still do
     if denied is not None:
         raise denied
     return Found(_listed(origin, path, str(want.source)), "tree")
+
+
+def _single(origin: Origin, path: str, _pinned: Revision | None) -> Found | None:
+    single = origin.head(path) if path else None
+    return Found((WantedFile(path.rpartition("/")[2], single),), "file") if single is not None else None
+
+
+def _tree(origin: Origin, path: str, pinned: Revision | None) -> Found | None:
+    tree = _published(origin, path, pinned)
+    if tree is None:
+        return None
+    return Found(tuple(_blob(path, name, entry.digest, entry.size) for name, entry in tree.items()), "tree", tree.revision)
 
 
 def narrow(want: Want, origin: Origin, found: Found, learnt: Mapping[str, Learnt], *, signed: bool = False) -> Resolution:

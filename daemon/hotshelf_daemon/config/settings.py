@@ -56,7 +56,9 @@ class OriginSettings(Frozen):
     buckets: list[str] = []
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
     unsigned: bool = False
-    mirrors: list[str] = []
+    #: Asked first, in this order and unsigned, for what bears its digest in its name: http(s)://HOST[/PATH], below which lie
+    #: BUCKET/KEY or KEY, or an address with {key} in it, and {bucket}.
+    mirrors: list[str] = Field(default=[], max_length=8)
     access_key_id: str | None = None
     access_key_id_file: str | None = None
     secret_access_key: SecretStr | None = None
@@ -71,6 +73,15 @@ class OriginSettings(Frozen):
     verify: Verify = "off"
     #: Paths of public keys in PEM; each may vouch for everything from here. Two while one takes the other's place.
     keys: list[str] = Field(default=[], max_length=16, validate_default=True)
+
+    @field_validator("mirrors")
+    @classmethod
+    def _are_addresses(cls, value: list[str]) -> list[str]:
+        for url in value:
+            rest = url.replace("{bucket}", "").replace("{key}", "")
+            if not re.match(r"https?://[^/?#]", rest) or set(rest) & set("{}") or ("{bucket}" in url and "{key}" not in url):
+                raise ValueError("must be http(s)://HOST[/PATH], or an address with {key}, and {bucket}, in it")
+        return value
 
     @field_validator("endpoint_url", "mirrors")
     @classmethod

@@ -9,18 +9,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakValueDictionary
 
 from hotshelf_daemon.flights import Flights
-from hotshelf_daemon.index import blobs, ingests
+from hotshelf_daemon.index import blobs, ingests, journal
 from hotshelf_daemon.index.ingests import IngestRow
 from hotshelf_daemon.ingest.commit import Committer, Verified
 from hotshelf_daemon.ingest.download import Downloaded, Downloads, Task
 from hotshelf_daemon.ingest.receiving import Receiver
 from hotshelf_daemon.ingest.segment import Meter
-from hotshelf_daemon.origin import Changed, Corrupted, Origin
+from hotshelf_daemon.origin import Changed, Corrupted, Mirrored, Origin, itself
 from hotshelf_daemon.plan import Missing
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.states import IngestEvent, IngestState
@@ -69,6 +69,10 @@ class _Active:
     def is_prefetch(self) -> bool:
         """Whoever joins and waits for it changes that for all of it."""
         return all(order.is_prefetch() for order in self.orders)
+
+
+class _WrongDigest(IntegrityError):
+    """All bytes came, and are not what was promised."""
 
 
 class Ingests:
@@ -131,11 +135,19 @@ class Ingests:
                     promised = order.missing.digest is not None or isinstance(error, Corrupted)
                     if isinstance(error, Changed) or not promised:
                         raise
-                    # Wrong bytes against a digest or checksum: a proxy's hiccup is cured by asking once more.
+                    # Wrong bytes against a digest or checksum: a mirror's lie or a proxy's hiccup: the origin is asked.
                     self._shelf.metrics.verify_failures.labels("digest").inc()
-                    return await self._attempt(order, active)
+                    if isinstance(error, _WrongDigest):
+                        await self._accuse(order)
+                    return await self._attempt(replace(order, origin=itself(order.origin)), active)
             finally:
                 self._shelf.metrics.ingest_active.dec()
+
+    async def _accuse(self, order: Order) -> None:
+        """Mirrors that gave some of the wrong bytes are to be seen, and not asked for a while."""
+        key = order.missing.object.key
+        for liar in order.origin.lied(key) if isinstance(order.origin, Mirrored) else ():
+            await self._shelf.index.write(lambda db: journal.event(db, "mirror_lied", liar, key))  # noqa: B023
 
     @asynccontextmanager
     async def _file(self, active: _Active) -> AsyncIterator[None]:
@@ -156,7 +168,9 @@ class Ingests:
 
         row = await self._begun(item, active)
         try:
-            task = Task(order.origin, item.object, row, active.meter, active.is_prefetch, order.keep)
+            # A mirror is asked for nothing that could not be held against a digest.
+            origin = order.origin if item.digest is not None else itself(order.origin)
+            task = Task(origin, item.object, row, active.meter, active.is_prefetch, order.keep)
             done = await self._downloads.download(task)
         except BaseException as error:
             drop = isinstance(error, IntegrityError) or self._downloads.is_small(row.size)
@@ -165,7 +179,7 @@ class Ingests:
         if item.digest is not None and done.digest != item.digest:
             done.close()
             await self._reject(row)
-            raise IntegrityError(
+            raise _WrongDigest(
                 f"{item.object.key} has the digest {done.digest}, its manifest promises {item.digest}",
                 key=item.object.key,
                 promised=item.digest,

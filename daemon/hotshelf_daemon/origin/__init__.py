@@ -2,6 +2,7 @@
 
 from hotshelf_daemon.origin.directory import Directory
 from hotshelf_daemon.origin.memory import MemoryOrigin
+from hotshelf_daemon.origin.mirrored import Mirrored, itself
 from hotshelf_daemon.origin.outgoing import Outgoing, digest_and_crc64nvme, opened
 from hotshelf_daemon.origin.port import CANNOT_SPLICE, Body, Changed, Corrupted, Misanswered, Origin, SplicedBody
 from hotshelf_daemon.origin.retrying import Retrying, again, delay_s
@@ -10,6 +11,6 @@ from hotshelf_daemon.origin.upload import Upload, upload_to
 
 __all__ = [
     "ATTEMPTS", "CANNOT_SPLICE", "Body", "Changed",
-    "Corrupted", "Directory", "MemoryOrigin", "Misanswered", "Origin", "Outgoing", "Retrying",
-    "Sender", "SplicedBody", "Upload", "again", "delay_s", "digest_and_crc64nvme", "opened", "upload_to",
+    "Corrupted", "Directory", "MemoryOrigin", "Mirrored", "Misanswered", "Origin", "Outgoing", "Retrying",
+    "Sender", "SplicedBody", "Upload", "again", "delay_s", "digest_and_crc64nvme", "itself", "opened", "upload_to",
 ]  # fmt: skip

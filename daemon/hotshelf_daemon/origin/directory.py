@@ -10,6 +10,7 @@ from hotshelf_daemon import logs
 from hotshelf_daemon.config import OriginSettings, Settings, reread
 from hotshelf_daemon.origin import https, s3
 from hotshelf_daemon.origin.file import FileOrigin, root_for
+from hotshelf_daemon.origin.mirrored import Mirrored, ways_to
 from hotshelf_daemon.origin.port import Origin
 from hotshelf_shared.errors import InvalidRequest, NotFound
 from hotshelf_shared.source import Source
@@ -20,9 +21,11 @@ Wrap = Callable[[Origin], Origin]
 class Directory:
     """Origins by source, made once and kept: a client's connections are worth keeping."""
 
-    def __init__(self, settings: Settings, wrap: Wrap) -> None:
+    def __init__(self, settings: Settings, wrap: Wrap, wrap_mirror: Wrap | None = None) -> None:
+        """Without a wrap for mirrors none is asked."""
         self._settings = settings
         self._wrap = wrap
+        self._wrap_mirror = wrap_mirror
         self._made: dict[tuple[str, str], Origin] = {}
         self._lock = threading.Lock()
 
@@ -32,9 +35,10 @@ class Directory:
             return self._kept(("s3", source.authority), lambda: self._bucket(source.authority))
         if source.kind == "file":
             root = root_for(f"/{source.path}", self._settings.roots)
-            return self._kept(("file", root), lambda: FileOrigin(root))
+            return self._kept(("file", root), lambda: self._wrap(FileOrigin(root)))
         if source.kind == "https":
-            return self._kept(("https", source.authority), lambda: https.origin_of(source.authority, self._settings))
+            host = source.authority
+            return self._kept(("https", host), lambda: self._wrap(https.origin_of(host, self._settings)))
         if source.kind == "pipeline":
             if (prefix := self._settings.publish.pipelines) is None:
                 raise NotFound(f"blobs of {source} are not held, and nothing is published", hint="Build it again.")
@@ -56,10 +60,16 @@ class Directory:
             logs.keep_out(fresh.secrets())
             return s3.client_for(fresh, self._settings)
 
-        return s3.S3Origin(s3.client_for(origin, self._settings), name, label, renew if changing else None)
+        made = self._wrap(s3.S3Origin(s3.client_for(origin, self._settings), name, label, renew if changing else None))
+        return self._mirrored(made, origin, name)
+
+    def _mirrored(self, made: Origin, origin: OriginSettings, bucket: str) -> Origin:
+        if (wrap := self._wrap_mirror) is None or not origin.mirrors:
+            return made
+        return Mirrored(made, [[*map(wrap, ways_to(one, bucket, origin, self._settings))] for one in origin.mirrors])
 
     def _kept(self, key: tuple[str, str], make: Callable[[], Origin]) -> Origin:
         with self._lock:
             if key not in self._made:
-                self._made[key] = self._wrap(make())
+                self._made[key] = make()
             return self._made[key]

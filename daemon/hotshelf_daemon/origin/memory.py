@@ -61,7 +61,7 @@ class MemoryOrigin:
     @contextmanager
     def open(self, obj: OriginObject, start: int, stop: int) -> Iterator[Body]:
         self._ask("open", obj.key, start, stop)
-        if obj.key not in self.objects or self._object(obj.key).version != obj.version:
+        if obj.key not in self.objects or (obj.version and self._object(obj.key).version != obj.version):
             raise Changed(f"{obj.key} changed at the origin")
         yield _Bytes(self.objects[obj.key][start:stop])
 

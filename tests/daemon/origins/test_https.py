@@ -13,6 +13,7 @@ from hotshelf_daemon.config.settings import OriginSettings
 from hotshelf_daemon.origin import Changed, https
 from hotshelf_daemon.origin.https import HttpsOrigin
 from hotshelf_daemon.origin.port import Misanswered
+from hotshelf_daemon.origin.web import MOST_REDIRECTS
 from hotshelf_daemon.provenance import Keyring
 from hotshelf_shared.errors import AccessDenied, IntegrityError, NotFound, OriginUnavailable
 from hotshelf_shared.source import Source
@@ -150,7 +151,7 @@ def test_a_signature_in_a_redirect_is_never_told(server: ScriptedOrigin, certifi
 
 
 def test_one_host_s_certificates_do_not_vouch_for_another(
-    server: ScriptedOrigin, origin: HttpsOrigin, tmp_path: pathlib.Path
+    server: ScriptedOrigin, certificate: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     other = certify(tmp_path / "other.pem")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -158,7 +159,7 @@ def test_one_host_s_certificates_do_not_vouch_for_another(
     with ScriptedOrigin(tls=context) as elsewhere:
         elsewhere.objects["w"] = b"elsewhere"
         own = OriginSettings(endpoint_url=elsewhere.endpoint_url, ca_bundle=str(other))
-        settings = Settings(origins={**origin._settings.origins, "other": own})
+        settings = Settings(origins={**trusting(server, certificate), "other": own})
         for kind in ("HEAD", "GET"):
             server.misdeed(saying(302, Location=f"{elsewhere.endpoint_url}/b/w"), on=kind)
         assert whole(https.origin_of(host_of(server), settings)) == b"elsewhere"
@@ -168,7 +169,7 @@ def test_a_redirect_in_circles_ends(server: ScriptedOrigin, origin: HttpsOrigin)
     server.misdeed(saying(302, Location=f"/{KEY}"), on="HEAD")
     with pytest.raises(OriginUnavailable):
         origin.head(KEY)
-    assert len(server.asked) == https.MOST_REDIRECTS
+    assert len(server.asked) == MOST_REDIRECTS
 
 
 def test_a_redirect_to_the_same_with_a_slash_is_a_folder(server: ScriptedOrigin, origin: HttpsOrigin) -> None:

@@ -13,15 +13,16 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 from hotshelf_daemon.acquire.names import Names
 from hotshelf_daemon.acquire.resolve import find
 from hotshelf_daemon.config import Settings, share_of
+from hotshelf_daemon.doctor import mirrors
+from hotshelf_daemon.doctor.finding import Finding, Status
 from hotshelf_daemon.origin import https, s3
 from hotshelf_daemon.origin.s3_errors import translated
 from hotshelf_daemon.provenance import Keyring, PublicKey
@@ -37,24 +38,10 @@ LINKS_LOOKED_AT = 2_000
 _RENAMED_INTO = ("blobs", "snapshots", "manifests", "ingest", "trash")
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something wrong: an ``error`` keeps hotshelf from working, a ``warning`` will one day."""
-
-    level: Literal["error", "warning"]
-    check: str
-    message: str
-    fix: str
-
-
-Status = dict[str, Any] | None
-Check = Callable[[Settings, Status], Iterator[Finding]]
-
-
 def examine(settings: Settings) -> list[Finding]:
     """Every check in turn; errors come first. Takes seconds when an origin does not answer."""
     status, found = _ask(settings.socket)
-    for check in (_store, _index, _room, _layout, _origins, _signatures):
+    for check in (_store, _index, _room, _layout, _origins, mirrors.check, _signatures):
         found += check(settings, status)
     return sorted(found, key=lambda finding: finding.level)
 
