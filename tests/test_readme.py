@@ -100,6 +100,7 @@ def test_no_block_of_the_readme_is_left_untested() -> None:
         "openssl",
         "verify: required",
         "mirrors:",
+        "hotshelf env",
         "credentials: {weights: hotshelf-origin}",  # tests/deploy renders it
         "helm install",
         "flowchart",
@@ -215,6 +216,12 @@ def test_what_is_signed_as_shown_is_what_an_origin_that_requires_it_serves(
         lease = daemon.acquire(f"s3://{bucket}/signed").body
         assert objects.read(daemon.store / lease["path"]) == objects.model("signed")
         assert daemon.acquire(f"s3://{bucket}/sdxl").body["code"] == "integrity_error"
+
+
+@pytest.mark.torch
+def test_a_program_that_knows_nothing_of_us_reads_a_configured_name(daemon: Daemon, tmp_path: pathlib.Path) -> None:
+    assert daemon.acquire("sdxl").status == 200
+    shell(block("sh", "hotshelf env"), tmp_path, {**daemon.environment, "HOME": str(tmp_path)})
 
 
 def test_the_index_is_inspected_as_shown(daemon: Daemon, configuration: dict[str, object], tmp_path: pathlib.Path) -> None:

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from aiohttp import web
 
-from hotshelf_daemon import janitor, probes, server
+from hotshelf_daemon import janitor, probes, server, views
 from hotshelf_daemon.acquire import (
     Binder,
     BundleBinder,
@@ -150,6 +150,7 @@ async def running(shelf: Shelf, stopping: asyncio.Event | None = None) -> AsyncI
         return Retrying(Counting(origin, metrics), settings.fetch.attempts)
 
     names = Names(settings)
+    shelf.shown = names.shown()
     ingests = Ingests(shelf)
     published = Published(shelf, Directory(settings.hasty(), lambda origin: Counting(origin, metrics)))
     pipelines = Pipelines(shelf, published)
@@ -175,7 +176,8 @@ async def running(shelf: Shelf, stopping: asyncio.Event | None = None) -> AsyncI
     )
     await leasing.resume()
     hand_ins.resume()
-    await keeping.pin_configured(name for name, model in settings.names.items() if model.pin)
+    await keeping.pin_configured(name for name, model in settings.names.items() if model.pin or model.is_viewed)
+    await asyncio.to_thread(views.reconcile, shelf)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(ingests.drain)
         stack.push_async_callback(freshness.stop)

@@ -11,14 +11,14 @@ import sqlite3
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from hotshelf_daemon import plan
+from hotshelf_daemon import plan, views
 from hotshelf_daemon.index import blobs, bundles, handed_in, ingests, journal, leases, pipelines, snapshots
 from hotshelf_daemon.plan import Eviction, HeldSnapshot, Holdings
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import blobs as files
 from hotshelf_daemon.store import bundles as bundle_folders
+from hotshelf_daemon.store import hub, trees
 from hotshelf_daemon.store import pipelines as folders
-from hotshelf_daemon.store import trees
 from hotshelf_shared.bundle import BundleName
 from hotshelf_shared.digest import Digest, Revision
 from hotshelf_shared.errors import InUse
@@ -46,6 +46,7 @@ def take_stock(shelf: Shelf, db: sqlite3.Connection, sums: Holdings, active: fro
     rooted: set[str] = {*shelf.held_unwritten()}
     rooted |= {revision for (revision,) in db.execute("SELECT revision FROM leases WHERE revision IS NOT NULL")}
     rooted |= {revision for (revision,) in db.execute("SELECT revision FROM v_pins WHERE revision IS NOT NULL")}
+    shown = views.revisions(shelf, db)
     trees_of: dict[str, set[Digest]] = {}
     for revision, digest in db.execute("SELECT revision, digest FROM files"):
         trees_of.setdefault(revision, set()).add(Digest(digest))
@@ -56,7 +57,9 @@ def take_stock(shelf: Shelf, db: sqlite3.Connection, sums: Holdings, active: fro
         free=sums.free,
         blobs=blobs.everything(db),
         snapshots=tuple(
-            HeldSnapshot(Revision(revision), last_grant, frozenset(trees_of.get(revision, ())), revision in rooted)
+            HeldSnapshot(
+                Revision(revision), last_grant, frozenset(trees_of.get(revision, ())), revision in rooted, revision in shown
+            )
             for revision, last_grant in map(tuple, rows)
         ),
         wanted=frozenset(Digest(digest) for (digest,) in db.execute("SELECT digest FROM wanted_blobs")) | handed_in.digests(db),
@@ -135,6 +138,7 @@ async def finish_deletions(shelf: Shelf) -> None:
     """Unlinks what is marked, then removes the marks. The caller holds the shelf's hand."""
     marked = shelf.index.read(blobs.deleting)
     if marked:
+        await asyncio.to_thread(hub.hide, shelf.layout, marked)
         await asyncio.to_thread(files.discard, shelf.layout, marked)
         await shelf.index.write(lambda db: blobs.remove(db, marked), durable=True)
 

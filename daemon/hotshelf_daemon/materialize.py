@@ -7,6 +7,7 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Protocol
 
+from hotshelf_daemon import views
 from hotshelf_daemon.index import blobs, handed_in, leases, pipelines, snapshots
 from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.shelf import Shelf
@@ -107,5 +108,7 @@ async def _carry_out(shelf: Shelf, tree: Manifest, ref: RefRow, resolution: str,
         return stale
 
     await asyncio.to_thread(on_disk)
-    for wish in set(await shelf.index.write(in_index, durable=True)) - {ref.wish}:
+    stale = await shelf.index.write(in_index, durable=True)
+    await asyncio.to_thread(views.show, shelf, ref)
+    for wish in set(stale) - {ref.wish}:
         await asyncio.to_thread(trees.drop_record, shelf.layout, "refs", f"{wish}.json")

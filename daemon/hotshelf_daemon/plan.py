@@ -98,12 +98,13 @@ def missing(resolutions: Iterable[Resolution], held: Mapping[Digest, int]) -> li
 
 @dataclass(frozen=True, slots=True)
 class HeldSnapshot:
-    """A snapshot as collection sees it; `rooted` means a lease or pin holds it."""
+    """A snapshot as collection sees it; `rooted` means a lease or pin holds it, `shown` that others may read it without one."""
 
     revision: Revision
     last_grant: int
     blobs: frozenset[Digest]
     rooted: bool
+    shown: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,8 @@ class Eviction:
 def make_room(shelf: Holdings, need: int, *, holders: Sequence[Mapping[str, Any]] = ()) -> Eviction:
     """The least that must go so that `need` more bytes fit, oldest first; never what a root holds.
 
-    Nobody's bytes go first, then interrupted ingests, then the snapshots that were leased longest ago. Raises TooLarge
+    Nobody's bytes go first, then interrupted ingests, then the snapshots that were leased longest ago,
+    those that show below hub/ last. Raises TooLarge
     when it could never fit and InsufficientSpace, naming the holders, when it does not fit now.
     """
     if need > shelf.budget:
@@ -152,7 +154,7 @@ def make_room(shelf: Holdings, need: int, *, holders: Sequence[Mapping[str, Any]
         if freed < short:
             ingests.append(ingest)
             freed += size
-    for snapshot in sorted((s for s in shelf.snapshots if not s.rooted), key=lambda s: s.last_grant):
+    for snapshot in sorted((s for s in shelf.snapshots if not s.rooted), key=lambda s: (s.shown, s.last_grant)):
         if freed < short:
             claims.subtract(snapshot.blobs)
             loose = [b for b in snapshot.blobs if not claims[b] and b not in shelf.wanted and b in shelf.blobs]

@@ -78,6 +78,8 @@ class Shelf:
     hand: Hand = field(default_factory=Hand)
     #: Leases granted while the index could not be written, by id: collection heeds them like those in the index.
     unwritten: dict[str, LeaseRow] = field(default_factory=dict)
+    #: The configured names that a wish, by its key, has below hub/.
+    shown: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def held_unwritten(self) -> set[Revision]:
         return {row.revision for row in self.unwritten.values() if row.revision is not None}

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from hotshelf_daemon.config import load
-from hotshelf_daemon.config.settings import Settings, parse_bytes
+from hotshelf_daemon.config.settings import Settings
+from hotshelf_daemon.config.values import parse_bytes
 from hotshelf_shared import __version__
 from tests.deploy.restricted import containers, violations
 from tests.deploy.tools import kubectl

@@ -145,9 +145,17 @@ class Staged:
     def traced(self, threads: list[int], *options: str) -> int:
         """`go` under strace, attached to these threads and no other."""
         targets = [option for thread in threads for option in ("-p", str(thread))]
-        with subprocess.Popen(["strace", "-qq", *options, *targets], stderr=subprocess.DEVNULL) as tracer:
+        with (
+            tempfile.TemporaryFile("w+") as said,
+            subprocess.Popen(["strace", "-qq", *options, *targets], stderr=said) as tracer,
+        ):
+
+            def is_attached() -> bool:
+                assert tracer.poll() is None, f"strace ended: {said.seek(0)} {said.read()}"
+                return all(map(self.is_traced, threads))
+
             try:
-                wait_until(lambda: all(map(self.is_traced, threads)), what="strace to attach", every_s=0.002)
+                wait_until(is_attached, what="strace to attach", every_s=0.002)
                 return self.go()
             finally:
                 tracer.wait(10)

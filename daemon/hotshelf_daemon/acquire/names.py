@@ -15,6 +15,9 @@ from hotshelf_shared.patterns import Patterns
 from hotshelf_shared.source import KEYED, Source
 from hotshelf_shared.wire import Wish, nearest
 
+#: Kinds of sources that the hub has no name for.
+_SHOWN = ("s3", "gs", "https")
+
 
 @dataclass(frozen=True)
 class Want:
@@ -91,6 +94,14 @@ class Names:
             f"no model or LoRA is called {name.path!r}",
             hint=nearest(name.path, self._settings.names) if self._settings.names else "Configure it under `models:`.",
         )
+
+    def shown(self) -> dict[str, tuple[str, ...]]:
+        """Wishes, by key, that have a place of their own below hub/, with the names they have there."""
+        found: dict[str, tuple[str, ...]] = {}
+        for name, want in self.configured().items():
+            if want.source.kind in _SHOWN:
+                found[want.key] = (*found.get(want.key, ()), name)
+        return found
 
     def configured(self) -> dict[str, Want]:
         """Every configured name that has an origin in this version."""

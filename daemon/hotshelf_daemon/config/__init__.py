@@ -3,7 +3,8 @@
 from hotshelf_daemon.config.handing_on import hand_on, handed_on
 from hotshelf_daemon.config.layers import load, reread, sign_password
 from hotshelf_daemon.config.loaded import Loaded
-from hotshelf_daemon.config.settings import ModelSettings, OriginSettings, Settings, share_of
+from hotshelf_daemon.config.settings import ModelSettings, OriginSettings, Settings
+from hotshelf_daemon.config.values import share_of
 from hotshelf_daemon.config.watching import watched
 
 __all__ = [

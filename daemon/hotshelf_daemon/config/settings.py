@@ -6,8 +6,9 @@ import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
+from hotshelf_daemon.config.values import Bytes, Globs, Percent, Seconds, Verify
 from hotshelf_shared import memory
 from hotshelf_shared.errors import HotshelfError
 from hotshelf_shared.patterns import Patterns
@@ -15,28 +16,6 @@ from hotshelf_shared.source import Source
 from hotshelf_shared.wire import Wish
 
 SOCKET_PATH_MAX_BYTES = 107
-_SIZE = re.compile(r"\s*(\d{1,19}(?:\.\d{1,19})?)\s*([kKMGTP]?)(i?)[bB]?(?:/s)?\s*\Z")
-_SCALE = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
-
-
-def parse_bytes(value: object) -> object:
-    """``180GiB``, ``200MB/s`` or a number, as whole bytes; anything else is left for pydantic to refuse."""
-    if isinstance(value, str) and (found := _SIZE.match(value)):
-        return int(float(found[1]) * (1024 if found[3] else 1000) ** _SCALE[found[2]])
-    return value
-
-
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0, le=1 << 60)]
-Percent = Annotated[str, Field(pattern=r"^(100|[1-9]?\d)(\.\d+)?%$")]
-Seconds = Annotated[float, Field(gt=0, le=7 * 86_400)]
-Globs = list[str] | str | None
-#: YAML reads an unquoted `off` as false.
-Verify = Annotated[Literal["off", "required"], BeforeValidator(lambda value: "off" if value is False else value)]
-
-
-def share_of(value: int | str, whole: int) -> int:
-    """Bytes, where `value` is bytes or a percentage of `whole`."""
-    return int(float(value[:-1]) / 100 * whole) if isinstance(value, str) else value
 
 
 class Frozen(BaseModel):
@@ -108,7 +87,10 @@ class OriginSettings(Frozen):
 
 
 class ModelSettings(Frozen):
-    """A name for a source; `freeze` keeps it at the revision it has until `refresh`."""
+    """A name for a source; `freeze` keeps it at the revision it has until `refresh`.
+
+    `view` pins it as well, because programs that hold no lease read it below hub/; None does for hf:// sources alone.
+    """
 
     source: str
     allow_patterns: Globs = None
@@ -116,6 +98,7 @@ class ModelSettings(Frozen):
     pin: bool = False
     preload: bool = False
     freeze: bool = False
+    view: bool | None = None
 
     @field_validator("source")
     @classmethod
@@ -125,6 +108,10 @@ class ModelSettings(Frozen):
         except HotshelfError as error:
             raise ValueError(error.message) from error
         return value
+
+    @property
+    def is_viewed(self) -> bool:
+        return Source.parse(self.source).kind == "hf" if self.view is None else self.view
 
     @property
     def wish(self) -> Wish:

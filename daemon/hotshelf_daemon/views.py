@@ -1,0 +1,58 @@
+"""Which of what is held shows below `hub/`, and as which repository: every configured name, as `shelf/NAME`.
+
+What shows there is read by programs that hold no lease. So what the configuration wants shown (`view`) is pinned, and what
+goes leaves the view before its bytes do.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Iterator
+
+from hotshelf_daemon.index import snapshots
+from hotshelf_daemon.index.snapshots import RefRow
+from hotshelf_daemon.shelf import Shelf
+from hotshelf_daemon.store import hub
+from hotshelf_daemon.store.hub import Entry
+from hotshelf_shared.digest import Revision
+from hotshelf_shared.errors import HotshelfError
+
+log = logging.getLogger(__name__)
+
+#: The organisation of what has a name here and none at the hub.
+ORGANISATION = "shelf"
+
+
+def entries(shelf: Shelf, db: sqlite3.Connection) -> list[Entry]:
+    """All that is to show."""
+    return [entry for ref in snapshots.refs(db) if snapshots.is_ready(db, ref.revision) for entry in _of(shelf, db, ref)]
+
+
+def _of(shelf: Shelf, db: sqlite3.Connection, ref: RefRow) -> Iterator[Entry]:
+    names = shelf.shown.get(ref.wish, ())
+    if not names:
+        return
+    files = {path: entry.digest for path, entry in snapshots.manifest(db, ref.revision).items()}
+    for name in names:
+        yield Entry(ORGANISATION, name, ref.revision.hex[:40], files)
+
+
+def revisions(shelf: Shelf, db: sqlite3.Connection) -> set[Revision]:
+    """What shows now: somebody may be reading it without a lease."""
+    return {ref.revision for ref in snapshots.refs(db) if ref.wish in shelf.shown}
+
+
+def show(shelf: Shelf, ref: RefRow) -> None:
+    """After its ref stands: it shows, or what it stands for by now does. Blocks."""
+    try:
+        for entry in shelf.index.read(lambda db: [*_of(shelf, db, ref)]):
+            hub.show(shelf.layout, entry)
+    except HotshelfError as error:
+        # Who waits for a lease does not read it there; the next start makes what is missing.
+        log.warning("it does not show below hub/", extra={"source": ref.source, "code": error.code, "why": error.message})
+
+
+def reconcile(shelf: Shelf) -> None:
+    """At start, when it is known what is held and what is configured. Blocks."""
+    hub.reconcile(shelf.layout, shelf.index.read(lambda db: entries(shelf, db)))

@@ -1,0 +1,207 @@
+"""`hub/`: what is configured, laid out as the Hugging Face cache is, for programs that know nothing of us."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sysconfig
+from typing import Any
+
+import pytest
+
+from tests import objects
+from tests.conftest import BUCKET
+from tests.daemon.conftest import MakeDaemon, Put
+from tests.daemon.looking import blobs_on_disk, granted, names_in, refused, rows
+from tests.daemon_process import Daemon
+from tests.servers.child import clean_environment
+from tests.servers.seaweedfs import SeaweedFS
+from tests.waiting import wait_until
+
+TREE = objects.model("view")
+REVISION = objects.manifest_of(TREE).revision
+COMMIT = REVISION.hex[:40]
+
+
+@pytest.fixture
+def source(put: Put) -> str:
+    return put(objects.published(TREE))
+
+
+@pytest.fixture
+def make(make_daemon: MakeDaemon, seaweedfs: SeaweedFS) -> Any:
+    def started(**settings: Any) -> Daemon:
+        return make_daemon(origins={"weed": seaweedfs.settings(BUCKET)}, **settings)
+
+    return started
+
+
+def commits(daemon: Daemon, name: str) -> list[str]:
+    return sorted(path.name for path in (daemon.store / "hub" / f"models--shelf--{name}" / "snapshots").glob("*"))
+
+
+def offline(daemon: Daemon) -> dict[str, str]:
+    """For programs that read the view and ask nobody."""
+    return {"HF_HUB_CACHE": str(daemon.store / "hub"), "HF_HUB_OFFLINE": "1"}
+
+
+def ran(code: str, environment: dict[str, str]) -> str:
+    done = subprocess.run(
+        [f"{sysconfig.get_path('scripts')}/python", "-c", code], capture_output=True, text=True, timeout=240, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_configured_name_shows_as_a_repository_whose_commit_is_its_revision(make: Any, source: str) -> None:
+    daemon = make(models={"sdxl": {"source": source}})
+    assert names_in(daemon, "hub") == []
+    granted(daemon.acquire("sdxl"))
+    repository = daemon.store / "hub" / "models--shelf--sdxl"
+    assert (repository / "refs" / "main").read_text() == COMMIT
+    assert objects.read(repository / "snapshots" / COMMIT) == TREE
+    links = [path for path in (repository / "snapshots" / COMMIT).rglob("*") if not path.is_dir()]
+    assert all(os.readlink(link).startswith("../") for link in links)  # on every mount of the whole store
+
+
+def test_the_same_source_acquired_by_its_own_name_shows_too_and_a_stranger_does_not(make: Any, source: str, put: Put) -> None:
+    daemon = make(models={"sdxl": {"source": source}})
+    granted(daemon.acquire(put(objects.model("stranger"), "-x")))
+    assert names_in(daemon, "hub") == []
+    granted(daemon.acquire(source))
+    assert commits(daemon, "sdxl") == [COMMIT]
+
+
+def test_a_new_revision_takes_the_ref_and_leaves_the_old_commit_to_its_readers(make: Any, source: str, put: Put) -> None:
+    daemon, later = make(models={"sdxl": {"source": source}}, revalidate_s=0.1), objects.model("later")
+    granted(daemon.acquire("sdxl"))
+    put(objects.published(later))
+    main = daemon.store / "hub" / "models--shelf--sdxl" / "refs" / "main"
+    commit = objects.manifest_of(later).revision.hex[:40]
+    wait_until(lambda: granted(daemon.acquire("sdxl")) and main.read_text() == commit, what="the ref to flip")
+    assert commits(daemon, "sdxl") == sorted([COMMIT, commit])
+    assert objects.read(main.parents[1] / "snapshots" / COMMIT) == TREE
+    for row in rows(daemon, "SELECT id FROM v_leases WHERE revision = ?", REVISION):
+        daemon.call("DELETE", f"/v1/leases/{row['id']}")
+    granted(daemon.call("DELETE", f"/v1/snapshots/{REVISION}"))
+    assert commits(daemon, "sdxl") == [commit]
+    assert main.read_text() == commit
+
+
+def test_what_is_evicted_leaves_nothing_behind(make: Any, source: str) -> None:
+    daemon = make(models={"sdxl": {"source": source}})
+    lease = granted(daemon.acquire("sdxl"))
+    daemon.call("DELETE", f"/v1/leases/{lease['id']}")
+    granted(daemon.call("DELETE", f"/v1/snapshots/{REVISION}"))
+    assert names_in(daemon, "hub") == []
+    assert blobs_on_disk(daemon) == {}
+
+
+def test_what_is_to_be_viewed_is_pinned_as_long_as_it_is_configured(make: Any, source: str) -> None:
+    daemon = make(models={"sdxl": {"source": source, "view": True}})
+    lease = granted(daemon.acquire("sdxl"))
+    daemon.call("DELETE", f"/v1/leases/{lease['id']}")
+    refused(daemon.call("DELETE", f"/v1/snapshots/{REVISION}"), "in_use")
+    daemon.restart(models={"sdxl": {"source": source}})
+    granted(daemon.call("DELETE", f"/v1/snapshots/{REVISION}"))
+
+
+def test_what_shows_goes_after_what_does_not(make: Any, put: Put) -> None:
+    trees = [{"a.safetensors": objects.noise(name, 50_000)} for name in ("shown", "other", "third")]
+    shown, other, third = (put(tree, f"-{number}") for number, tree in enumerate(trees))
+    daemon = make(models={"shown": {"source": shown}}, budget=120_000)
+    for source in ("shown", other):
+        daemon.call("DELETE", f"/v1/leases/{granted(daemon.acquire(source))['id']}")
+    granted(daemon.acquire(third))
+    left = {objects.manifest_of(tree).revision for tree in (trees[0], trees[2])}
+    assert {row["revision"] for row in rows(daemon, "SELECT revision FROM v_snapshots")} == left
+
+
+def test_two_names_for_one_thing_both_show(make: Any, source: str) -> None:
+    daemon = make(models={"sdxl": {"source": source}, "other": {"source": source}})
+    granted(daemon.acquire("other"))
+    assert names_in(daemon, "hub") == ["models--shelf--other", "models--shelf--sdxl"]
+
+
+def test_a_name_that_clients_of_the_hub_refuse_does_not_show_and_is_leased_all_the_same(make: Any, source: str) -> None:
+    models = {name: {"source": source} for name in ("a--b", "with space", "folder/name", "fine")}
+    daemon = make(models=models)
+    for name in models:
+        granted(daemon.acquire(name))
+    assert names_in(daemon, "hub") == ["models--shelf--fine"]
+
+
+# ---- what is broken is put right
+
+
+@pytest.fixture
+def shown(make: Any, source: str) -> Daemon:
+    daemon = make(models={"sdxl": {"source": source}})
+    granted(daemon.acquire("sdxl"))
+    return daemon
+
+
+def test_a_view_that_was_tampered_with_is_whole_after_a_start(shown: Daemon) -> None:
+    shown.kill9()
+    repository = shown.store / "hub" / "models--shelf--sdxl"
+    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "snapshots" / COMMIT / "model_index.json").unlink()
+    link = repository / "snapshots" / COMMIT / "unet" / "config.json"
+    link.unlink()
+    link.symlink_to("/etc/passwd")
+    stranger = shown.store / "hub" / "models--any--thing" / "snapshots" / ("1" * 40)
+    stranger.mkdir(parents=True)
+    (stranger / "x").symlink_to("../../../../blobs/sha256/ab/nothing")
+    shown.start()
+    assert objects.read(repository / "snapshots" / COMMIT) == TREE
+    assert (repository / "refs" / "main").read_text() == COMMIT
+    assert names_in(shown, "hub") == ["models--shelf--sdxl"]
+
+
+def test_a_view_that_was_deleted_is_there_again_after_a_start(shown: Daemon) -> None:
+    shown.kill9()
+    shutil.rmtree(shown.store / "hub")
+    shown.start()
+    assert objects.read(shown.store / "hub" / "models--shelf--sdxl" / "snapshots" / COMMIT) == TREE
+
+
+def test_a_name_that_is_configured_later_shows_from_the_start_on(shown: Daemon, source: str) -> None:
+    shown.restart(models={"sdxl": {"source": source}, "new": {"source": source}})
+    assert commits(shown, "new") == [COMMIT]
+
+
+def test_blobs_found_wrong_do_not_show(shown: Daemon) -> None:
+    digest = objects.manifest_of(TREE)["unet/config.json"].digest
+    path = shown.store / "blobs" / "sha256" / digest.hex[:2] / digest.hex
+    os.chmod(path, 0o640)
+    path.write_bytes(b"x" * path.stat().st_size)
+    assert granted(shown.call("POST", "/v1/verify"))["wrong"]
+    assert names_in(shown, "hub") == []
+    granted(shown.acquire("sdxl"))  # heals it
+    assert objects.read(shown.store / "hub" / "models--shelf--sdxl" / "snapshots" / COMMIT) == TREE
+
+
+def test_a_folder_that_cannot_be_written_costs_the_view_and_not_the_lease(make: Any, source: str) -> None:
+    daemon = make(models={"sdxl": {"source": source}})
+    (daemon.store / "hub" / "models--shelf--sdxl").write_text("in the way")
+    granted(daemon.acquire("sdxl"))
+    assert "does not show" in daemon.log_text
+
+
+# ---- programs that know nothing of us
+
+
+@pytest.mark.torch
+def test_the_hub_s_own_programs_read_it_offline(shown: Daemon) -> None:
+    environment = clean_environment(HOME=str(shown.folder), **offline(shown))
+    code = "from huggingface_hub import snapshot_download; print(snapshot_download('shelf/sdxl'))"
+    assert objects.read(ran(code, environment)) == TREE
+    path = "from huggingface_hub import hf_hub_download; print(hf_hub_download('shelf/sdxl', 'unet/config.json'))"
+    assert pathlib.Path(ran(path, environment)).read_bytes() == TREE["unet/config.json"]
+    listed = subprocess.run(
+        [f"{sysconfig.get_path('scripts')}/hf", "cache", "ls"], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert "shelf/sdxl" in listed.stdout
+    assert "inconsistenc" not in listed.stderr
