@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from hotshelf_daemon.index import snapshots
 from hotshelf_daemon.index.snapshots import RefRow
@@ -45,14 +45,20 @@ def revisions(shelf: Shelf, db: sqlite3.Connection) -> set[Revision]:
 
 def show(shelf: Shelf, ref: RefRow) -> None:
     """After its ref stands: it shows, or what it stands for by now does. Blocks."""
-    try:
-        for entry in shelf.index.read(lambda db: [*_of(shelf, db, ref)]):
-            hub.show(shelf.layout, entry)
-    except HotshelfError as error:
-        # Who waits for a lease does not read it there; the next start makes what is missing.
-        log.warning("it does not show below hub/", extra={"source": ref.source, "code": error.code, "why": error.message})
+    _show(shelf, shelf.index.read(lambda db: [*_of(shelf, db, ref)]))
 
 
 def reconcile(shelf: Shelf) -> None:
-    """At start, when it is known what is held and what is configured. Blocks."""
-    hub.reconcile(shelf.layout, shelf.index.read(lambda db: entries(shelf, db)))
+    """At start, when it is known what is held and what is configured: whatever is to show does. Blocks."""
+    _show(shelf, shelf.index.read(lambda db: entries(shelf, db)))
+
+
+def _show(shelf: Shelf, some: Iterable[Entry]) -> None:
+    for entry in some:
+        try:
+            hub.show(shelf.layout, entry)
+        except HotshelfError as error:
+            # Who holds a lease does not read it there; the next start makes what is missing.
+            log.warning(
+                "it does not show below hub/", extra={"repository": entry.folder, "code": error.code, "why": error.message}
+            )

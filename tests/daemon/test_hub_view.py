@@ -188,6 +188,8 @@ def test_a_folder_that_cannot_be_written_costs_the_view_and_not_the_lease(make: 
     (daemon.store / "hub" / "models--shelf--sdxl").write_text("in the way")
     granted(daemon.acquire("sdxl"))
     assert "does not show" in daemon.log_text
+    daemon.restart()
+    granted(daemon.acquire("sdxl"))
 
 
 # ---- programs that know nothing of us

@@ -67,6 +67,18 @@ def visible_wrongs(store: pathlib.Path) -> Iterator[str]:
         if not (folder / "archive").is_file():
             yield f"the visible bundle {where} leads nowhere"
 
+    yield from _hub_wrongs(store / "hub")
+
+
+def _hub_wrongs(hub: pathlib.Path) -> Iterator[str]:
+    """Every commit leads to bytes, and every ref to a commit."""
+    for link in (path for path in hub.glob("*/snapshots/*/**/*") if path.is_symlink() or not path.is_dir()):
+        if not link.is_symlink() or not link.exists():
+            yield f"the visible {link.relative_to(hub)} leads nowhere"
+    for ref in (path for path in hub.glob("*/refs/**/*") if path.is_file()):
+        if not (ref.parents[len(ref.relative_to(hub).parts) - 2] / "snapshots" / ref.read_text()).is_dir():
+            yield f"the visible {ref.relative_to(hub)} names a commit that is not there"
+
 
 def revision_of(folder: pathlib.Path, links: list[pathlib.Path]) -> str:
     """What the links of a snapshot make it, whatever it is called."""

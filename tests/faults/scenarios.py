@@ -45,7 +45,9 @@ class Scenario(abc.ABC):
     def run(self, socket: str, story: Callable[[Inside], None]) -> None:
         """The daemon, in this process."""
         where = {"base": f"file://{self.origin}", "roots": [str(self.origin)]}
-        run_inside(self.store, socket=self.folder / socket, story=story, **{**SETTINGS, **where, **self.settings()})
+        settings = {**SETTINGS, **where, **self.settings()}
+        models = {name: {"source": f"{settings['base']}/{name}"} for name in self.trees}  # so that they show below hub/
+        run_inside(self.store, socket=self.folder / socket, story=story, **settings, models=models)
 
     def settings(self) -> dict[str, Any]:
         """Beside the usual ones."""

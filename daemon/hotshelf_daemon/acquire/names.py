@@ -16,7 +16,7 @@ from hotshelf_shared.source import KEYED, Source
 from hotshelf_shared.wire import Wish, nearest
 
 #: Kinds of sources that the hub has no name for.
-_SHOWN = ("s3", "gs", "https")
+_SHOWN = ("s3", "gs", "https", "file")
 
 
 @dataclass(frozen=True)

@@ -115,15 +115,13 @@ def hide(layout: Layout, gone: Collection[Digest]) -> None:
                 _remove(layout, repository, commit)
 
 
-def reconcile(layout: Layout, entries: Iterable[Entry]) -> None:
-    """At start: what leads nowhere goes, what should be there is made."""
+def prune(layout: Layout) -> None:
+    """At start: what leads nowhere goes."""
     with durable.disk_errors("putting hub/ right"):
         for repository, commit in _commits(layout):
             at = layout.path("hub", repository, "snapshots", commit)
             if not _COMMIT.match(commit) or not all(_leads_to_a_blob(layout, link) for link in _links(at)):
                 _remove(layout, repository, commit)
-        for entry in entries:
-            show(layout, entry)
 
 
 def _commits(layout: Layout) -> list[tuple[str, str]]:
