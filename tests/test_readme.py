@@ -101,6 +101,7 @@ def test_no_block_of_the_readme_is_left_untested() -> None:
         "verify: required",
         "mirrors:",
         "hotshelf env",
+        "hotshelf bake",
         "credentials: {weights: hotshelf-origin}",  # tests/deploy renders it
         "helm install",
         "flowchart",
@@ -216,6 +217,12 @@ def test_what_is_signed_as_shown_is_what_an_origin_that_requires_it_serves(
         lease = daemon.acquire(f"s3://{bucket}/signed").body
         assert objects.read(daemon.store / lease["path"]) == objects.model("signed")
         assert daemon.acquire(f"s3://{bucket}/sdxl").body["code"] == "integrity_error"
+
+
+def test_a_shelf_is_baked_as_shown(configuration: dict[str, object], tmp_path: pathlib.Path) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(configuration))
+    assert "sdxl" in shell(block("sh", "hotshelf bake"), tmp_path, clean_environment(HOME=str(tmp_path)))
+    assert (tmp_path / "shelf" / "index" / "index.db").exists()
 
 
 @pytest.mark.torch

@@ -8,12 +8,21 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from hotshelf.cli import build, consumers, daemon, demo, index, leasing, shelf
+from hotshelf.cli import baking, build, consumers, daemon, demo, index, leasing, shelf
 from hotshelf.cli.verb import hotshelf
 
 __all__ = ["hotshelf", "run"]
 
-for verb in (*leasing.VERBS, *shelf.VERBS, *daemon.VERBS, *index.VERBS, *build.VERBS, *consumers.VERBS, *demo.VERBS):
+for verb in (
+    *leasing.VERBS,
+    *shelf.VERBS,
+    *daemon.VERBS,
+    *index.VERBS,
+    *baking.VERBS,
+    *build.VERBS,
+    *consumers.VERBS,
+    *demo.VERBS,
+):
     hotshelf.add_command(verb)
 
 
