@@ -21,7 +21,7 @@ from botocore.httpsession import URLLib3Session
 from botocore.utils import get_environ_proxies
 
 from hotshelf_daemon.config import OriginSettings, Settings
-from hotshelf_daemon.objects import OriginObject
+from hotshelf_daemon.objects import Checksum, OriginObject
 from hotshelf_daemon.origin.answers import check_answer, strong
 from hotshelf_daemon.origin.guard import guard
 from hotshelf_daemon.origin.port import Body, Changed
@@ -118,7 +118,7 @@ class HttpsOrigin:
             answer["ContentLength"] = int(found[1])
         return answer
 
-    def checksum(self, _obj: OriginObject) -> int | None:
+    def checksum(self, _obj: OriginObject) -> Checksum | None:
         return None
 
     def list(self, folder: str) -> Iterator[OriginObject]:

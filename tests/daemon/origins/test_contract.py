@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
-from awscrt.checksums import crc64nvme
+from awscrt.checksums import crc32c, crc64nvme
 
+from hotshelf_daemon.objects import Checksum
 from hotshelf_daemon.origin import Changed, Origin
 from hotshelf_shared.errors import IntegrityError, OriginUnavailable
 from tests import objects
@@ -163,7 +164,9 @@ def test_a_folder_read_as_an_object_is_none(world: World) -> None:
 
 def test_a_checksum_of_all_bytes_is_right_where_there_is_one(world: World) -> None:
     world.put({"a": b"weights" * 1_000})
-    assert world.origin.checksum(world.found("a")) in (None, crc64nvme(b"weights" * 1_000))
+    found, data = world.found("a"), b"weights" * 1_000
+    assert world.origin.checksum(found) in (None, Checksum.crc64nvme(crc64nvme(data)), Checksum.crc32c(crc32c(data)))
+    assert found.checksum in (None, world.origin.checksum(found))
 
 
 def test_an_origin_that_does_not_answer_is_unavailable_and_worth_a_retry(world: World) -> None:
