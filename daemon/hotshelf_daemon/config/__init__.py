@@ -1,5 +1,6 @@
 """Configuration: one frozen `Settings`, read from flags, environment and YAML by `load`."""
 
+from hotshelf_daemon.config.gcs import GcsSettings
 from hotshelf_daemon.config.handing_on import hand_on, handed_on
 from hotshelf_daemon.config.layers import load, reread, sign_password
 from hotshelf_daemon.config.loaded import Loaded
@@ -7,6 +8,7 @@ from hotshelf_daemon.config.settings import ModelSettings, OriginSettings, Setti
 from hotshelf_daemon.config.watching import watched
 
 __all__ = [
+    "GcsSettings",
     "Loaded",
     "ModelSettings",
     "OriginSettings",

@@ -8,7 +8,7 @@ from typing import Any
 
 from hotshelf_daemon import logs
 from hotshelf_daemon.config import OriginSettings, Settings, reread
-from hotshelf_daemon.origin import https, s3
+from hotshelf_daemon.origin import gcs, https, s3
 from hotshelf_daemon.origin.file import FileOrigin, root_for
 from hotshelf_daemon.origin.port import Origin
 from hotshelf_shared.errors import InvalidRequest, NotFound
@@ -35,12 +35,15 @@ class Directory:
             return self._kept(("file", root), lambda: FileOrigin(root))
         if source.kind == "https":
             return self._kept(("https", source.authority), lambda: https.origin_of(source.authority, self._settings))
+        if source.kind == "gs":
+            return self._kept(("gs", source.authority), lambda: gcs.origin_of(source.authority, self._settings))
         if source.kind == "pipeline":
             if (prefix := self._settings.publish.pipelines) is None:
                 raise NotFound(f"blobs of {source} are not held, and nothing is published", hint="Build it again.")
             return self.origin_of(Source.parse(prefix))
         raise InvalidRequest(
-            f"there is no origin for {source.kind}: sources in this version", hint="Use s3://, https:// or file:// sources."
+            f"there is no origin for {source.kind}: sources in this version",
+            hint="Use s3://, gs://, https:// or file:// sources.",
         )
 
     def warm(self) -> None:

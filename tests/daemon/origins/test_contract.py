@@ -15,8 +15,10 @@ from hotshelf_daemon.origin import Changed, Origin
 from hotshelf_shared.errors import IntegrityError, OriginUnavailable
 from tests import objects
 from tests.conftest import BUCKET
-from tests.daemon.origins.worlds import FileWorld, HttpsWorld, MemoryWorld, S3World, World
+from tests.daemon.origins.worlds import FileWorld, GcsEmulatorWorld, HttpsWorld, MemoryWorld, S3World, ScriptedGcsWorld, World
+from tests.faults.scripted_gcs import ScriptedGcs
 from tests.servers.certificates import certify
+from tests.servers.gcs import GcsEmulator
 from tests.servers.nginx import Nginx
 from tests.servers.s3 import S3Origin as Server
 
@@ -28,7 +30,16 @@ UNSIGNED: dict[str, Any] = {"unsigned": True, "without": ("access_key_id", "secr
 
 @pytest.fixture(
     scope="module",
-    params=["memory", "file", "seaweedfs", "moto", "moto, unsigned", pytest.param("https", marks=pytest.mark.needs("nginx"))],
+    params=[
+        "memory",
+        "file",
+        "seaweedfs",
+        "moto",
+        "moto, unsigned",
+        "gcs",
+        "gcs emulator",
+        pytest.param("https", marks=pytest.mark.needs("nginx")),
+    ],
 )
 def kept_world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     def server(name: str) -> Server:
@@ -40,6 +51,8 @@ def kept_world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
             "file": lambda: FileWorld(tmp_path_factory.mktemp("files")),
             "seaweedfs": lambda: S3World(server("seaweedfs"), BUCKET, stack),
             "moto": lambda: S3World(server("moto"), BUCKET, stack),
+            "gcs": lambda: ScriptedGcsWorld(stack.enter_context(ScriptedGcs())),
+            "gcs emulator": lambda: GcsEmulatorWorld(stack.enter_context(GcsEmulator(tmp_path_factory.mktemp("gcs"))), stack),
             "https": lambda: https_world(tmp_path_factory.mktemp("web"), stack),
             "moto, unsigned": lambda: S3World(server("moto"), BUCKET, stack, public=True, **UNSIGNED),
         }
