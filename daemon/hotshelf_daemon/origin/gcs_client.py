@@ -203,7 +203,7 @@ def _credentials(gcs: GcsSettings) -> Any:
         return AnonymousCredentials()
     if gcs.service_account_file:
         key = ServiceAccountKey.read(gcs.service_account_file)
-        logs.keep_out([key.info["private_key"]])
+        logs.keep_out(key.secrets())
         try:
             return service_account.Credentials.from_service_account_info(key.info, scopes=_SCOPES)
         except (ValueError, TypeError, GoogleAuthError):  # what they say may hold parts of the key

@@ -24,6 +24,10 @@ class ServiceAccountKey:
     email: str
     info: dict[str, Any] = field(repr=False)
 
+    def secrets(self) -> list[str]:
+        """Line by line: in a log's line its ends of lines are written otherwise."""
+        return [line for line in self.info["private_key"].splitlines() if not line.startswith("-")]
+
     @classmethod
     def read(cls, path: str) -> ServiceAccountKey:
         """Raises BadConfiguration naming the file and what is wrong with it."""
