@@ -75,7 +75,7 @@ class GcsOrigin:
                     raise IntegrityError(f"{self.label} listed {obj.key!r}, which is not below {below!r}")
                 if not obj.key.endswith("/"):
                     yield obj
-            seen += len(page)
+            seen += len(page) or 1  # pages without anything may go on for ever too
             if seen > MAX_LISTED:
                 raise TooLarge(f"more than {MAX_LISTED:,} keys below {below!r}", hint="Name a narrower folder.")
             if following is None:

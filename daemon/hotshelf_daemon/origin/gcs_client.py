@@ -47,7 +47,8 @@ _OPTIONS: Any = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET
 #: Denied with what was found around here, it is looked for again no sooner than this: looking takes seconds.
 LOOK_AGAIN_S = 30.0
 _NONE_FOUND = "default credentials were not found"
-_NOBODY = "nobody (unsigned)"
+#: Who waited for a token that was not to be had is not kept waiting for the next failure, seconds.
+NO_TOKEN_S = 1.0
 _AUTHORIZE = "Check the key, the clock of this machine and that the account is enabled."
 
 
@@ -98,6 +99,7 @@ class GcsClient:
         self._timeout = (fetch.connect_timeout_s, fetch.idle_timeout_s)
         self._session = _Session(self._credentials, gcs)
         self._renewing = threading.Lock()
+        self._no_token: tuple[float, Exception] | None = None
         with self._translated(f"gs://{bucket}"):
             universe = self._credentials.universe_domain
             self._endpoint = (gcs.endpoint_url or f"https://storage.{universe}").rstrip("/")
@@ -152,10 +154,21 @@ class GcsClient:
     def _asking(self, key: str) -> Iterator[str]:
         where = f"gs://{self._bucket.name}/{key}"
         with self._translated(where):
-            with self._renewing:  # one thread asks for a token, and the others wait for it
-                if not self._credentials.valid:
-                    self._credentials.refresh(functools.partial(Request(), timeout=self._timeout))
+            self._renew()
             yield where
+
+    def _renew(self) -> None:
+        """One thread asks for a token, and the others wait for it."""
+        with self._renewing:
+            if self._credentials.valid:
+                return
+            if self._no_token is not None and time.monotonic() < self._no_token[0]:
+                raise self._no_token[1]
+            try:
+                self._credentials.refresh(functools.partial(Request(), timeout=self._timeout))
+            except Exception as error:
+                self._no_token = time.monotonic() + NO_TOKEN_S, error
+                raise
 
     @contextmanager
     def _translated(self, where: str) -> Iterator[None]:
@@ -193,7 +206,7 @@ class GcsClient:
     @property
     def principal(self) -> str:
         if isinstance(self._credentials, AnonymousCredentials):
-            return _NOBODY
+            return gcs_errors.NOBODY
         return getattr(self._credentials, "service_account_email", None) or "whoever the default credentials are"
 
 

@@ -11,6 +11,8 @@ from hotshelf_shared.errors import AccessDenied, HotshelfError, IntegrityError, 
 
 #: 403 with these says "not now".
 _TOO_MUCH = {"rateLimitExceeded", "userRateLimitExceeded"}
+NOBODY = "nobody (unsigned)"
+_SIGN = "Name an account's key in gcs.service_account_file, and give it the role Storage Object Viewer on the bucket."
 _GRANT = "Give that account the role Storage Object Viewer on the bucket, or configure another one (`gcs`)."
 _PAYS = "The bucket's owner lets whoever asks pay: set gcs.project to the project that does."
 
@@ -34,7 +36,7 @@ def as_ours(refusal: Refusal, label: str, principal: str, where: str) -> Hotshel
     if status == 400 and "user project" in refusal.message.lower():
         return AccessDenied(f"{said}: {principal} may not read {where} at the expense of its owner", hint=_PAYS)
     if status in (401, 403):
-        return AccessDenied(f"{said}: {principal} may not read {where}", hint=_GRANT)
+        return AccessDenied(f"{said}: {principal} may not read {where}", hint=_SIGN if principal == NOBODY else _GRANT)
     if status == 404:
         return NotFound(f"{where} is not there ({said})", hint="Check the bucket's name; names are exact.")
     if status in (412, 416):

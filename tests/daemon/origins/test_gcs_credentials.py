@@ -9,6 +9,7 @@ import pathlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -102,6 +103,15 @@ def test_an_account_that_gets_no_token_is_denied_and_named(server: ScriptedGcs, 
         origin.read(KEY, 100)
     assert EMAIL in denied.value.message
     assert "clock" in denied.value.hint
+    with pytest.raises(AccessDenied):
+        origin.read(KEY, 100)
+    assert kinds(server) == ["TOKEN"]  # who waited meanwhile does not ask again at once
+
+
+def test_a_token_that_many_wait_for_is_asked_for_once(server: ScriptedGcs, origin: GcsOrigin) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        assert {*threads.map(lambda _: origin.read(KEY, 100), range(24))} == {DATA}
+    assert kinds(server).count("TOKEN") == 1
 
 
 def test_no_token_because_nobody_answers_is_worth_a_retry(server: ScriptedGcs, tmp_path: pathlib.Path) -> None:
