@@ -17,6 +17,7 @@ import hotshelf.demo
 from hotshelf_daemon.config import load
 from tests import objects
 from tests.daemon_process import Daemon
+from tests.faults.scripted_gcs import ScriptedGcs, service_account_key
 from tests.faults.scripted_origin import ScriptedOrigin
 from tests.servers.child import clean_environment
 from tests.servers.ports import free_ports
@@ -102,6 +103,7 @@ def test_no_block_of_the_readme_is_left_untested() -> None:
         "mirrors:",
         "hotshelf env",
         "hotshelf bake",
+        "gcs: {service_account_file",
         "credentials: {weights: hotshelf-origin}",  # tests/deploy renders it
         "helm install",
         "flowchart",
@@ -229,6 +231,17 @@ def test_a_shelf_is_baked_as_shown(configuration: dict[str, object], tmp_path: p
 def test_a_program_that_knows_nothing_of_us_reads_a_configured_name(daemon: Daemon, tmp_path: pathlib.Path) -> None:
     assert daemon.acquire("sdxl").status == 200
     shell(block("sh", "hotshelf env"), tmp_path, {**daemon.environment, "HOME": str(tmp_path)})
+
+
+def test_a_bucket_of_google_s_is_configured_as_shown(tmp_path: pathlib.Path) -> None:
+    given = yaml.safe_load(block("yaml", "gcs: {service_account_file").replace("/etc/hotshelf", str(tmp_path)))
+    with ScriptedGcs() as server:
+        server.token = "a token"
+        server.objects |= {f"sdxl/{path}": data for path, data in objects.model("gcs").items()}
+        (tmp_path / "gcs.json").write_text(service_account_key(server.endpoint_url))
+        given["gcs"]["endpoint_url"] = server.endpoint_url
+        with Daemon(tmp_path / "d", **given) as daemon:
+            assert objects.read(daemon.store / daemon.acquire("sdxl").body["path"]) == objects.model("gcs")
 
 
 def test_the_index_is_inspected_as_shown(daemon: Daemon, configuration: dict[str, object], tmp_path: pathlib.Path) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
+from hotshelf_daemon.config.gcs import GcsSettings, plain_address
 from hotshelf_daemon.config.values import Bytes, Globs, Percent, Seconds, Verify
 from hotshelf_shared import memory
 from hotshelf_shared.errors import HotshelfError
@@ -66,12 +66,7 @@ class OriginSettings(Frozen):
     @classmethod
     def _holds_no_credentials(cls, value: Any) -> Any:
         for url in value if isinstance(value, list) else (value or "",):
-            if "@" in url.partition("://")[2].partition("/")[0]:
-                raise ValueError("holds credentials: put them into access_key_id and secret_access_key")
-            try:
-                _ = urlsplit(url).port
-            except ValueError:
-                raise ValueError("is no address") from None
+            plain_address(url, "put them into access_key_id and secret_access_key")
         return value
 
     @field_validator("keys")
@@ -219,6 +214,7 @@ class Settings(Frozen):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     index: IndexSettings = IndexSettings()
     origins: dict[str, OriginSettings] = {}
+    gcs: GcsSettings = GcsSettings()
     #: The bucket in which a bare name that is not configured is a key or folder (B2_BUCKET).
     default_bucket: str | None = None
     models: dict[str, ModelSettings] = {}
@@ -266,7 +262,8 @@ class Settings(Frozen):
 
     def connections_of(self, label: str) -> int:
         """Requests to this origin under way at once, at the most."""
-        origin = self.origins.get(label)
+        if (origin := self.origins.get(label)) is None and label == "gcs":
+            return self.gcs.max_connections
         return OriginSettings().max_connections if origin is None else origin.max_connections
 
     def hasty(self) -> Settings:

@@ -18,7 +18,7 @@ from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
 from hotshelf_daemon.config import OriginSettings, Settings
-from hotshelf_daemon.objects import OriginObject
+from hotshelf_daemon.objects import Checksum, OriginObject
 from hotshelf_daemon.origin import https
 from hotshelf_daemon.origin.port import Body, Origin
 from hotshelf_daemon.origin.web import Terms, Web, place
@@ -49,7 +49,7 @@ class MirrorOrigin:
     def head(self, key: str) -> OriginObject | None:
         return self._web.head(self._url_of(key), key)
 
-    def checksum(self, _obj: OriginObject) -> int | None:
+    def checksum(self, _obj: OriginObject) -> Checksum | None:
         return None
 
     def list(self, folder: str) -> Iterator[OriginObject]:
@@ -156,7 +156,7 @@ class Mirrored:
     def head(self, key: str) -> OriginObject | None:
         return self.itself.head(key)
 
-    def checksum(self, obj: OriginObject) -> int | None:
+    def checksum(self, obj: OriginObject) -> Checksum | None:
         return self.itself.checksum(obj)
 
     def list(self, folder: str) -> Iterator[OriginObject]:
