@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from hotshelf.cli import build, daemon, demo, index, leasing, shelf
+from hotshelf.cli import build, daemon, demo, index, leasing, shelf, turning
 from hotshelf.cli.verb import hotshelf
 
 __all__ = ["hotshelf", "run"]
 
-for verb in (*leasing.VERBS, *shelf.VERBS, *daemon.VERBS, *index.VERBS, *build.VERBS, *demo.VERBS):
+for verb in (*leasing.VERBS, *shelf.VERBS, *turning.VERBS, *daemon.VERBS, *index.VERBS, *build.VERBS, *demo.VERBS):
     hotshelf.add_command(verb)
 
 
