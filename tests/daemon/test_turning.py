@@ -156,6 +156,24 @@ def test_a_refresh_takes_every_selection_that_is_held_and_no_more(mine: Daemon, 
         assert acquired(mine, source, allow_patterns=UNET) == part(NEW, "unet/")
 
 
+def test_a_selection_of_which_nothing_is_left_does_not_hold_up_the_others(
+    mine: Daemon, put: Put, seaweedfs: SeaweedFS, bucket: str, prefix: str
+) -> None:
+    source = put({**OLD, "extra/notes.json": b"{}"})
+    for patterns in (UNET, ["extra/*"]):
+        acquired(mine, source, allow_patterns=patterns)
+    put(NEW)
+    with seaweedfs.client() as client:
+        client.delete_object(Bucket=bucket, Key=f"{prefix}/extra/notes.json")
+        assert granted(refresh(mine, source))["changed"]
+        assert acquired(mine, source, allow_patterns=UNET) == part(NEW, "unet/")
+        assert acquired(mine, source, allow_patterns=["extra/*"]) == {"extra/notes.json": b"{}"}
+        for key in NEW:
+            client.delete_object(Bucket=bucket, Key=f"{prefix}/{key}")
+    refused(refresh(mine, source), "not_found")
+    assert acquired(mine, source, allow_patterns=UNET) == part(NEW, "unet/")
+
+
 def test_two_refreshes_at_once_ask_the_origin_once(mine: Daemon, put: Put, recorder: Recorder, prefix: str) -> None:
     source = put(OLD)
     acquired(mine, source)

@@ -177,6 +177,28 @@ class Rollback(Scenario):
         self.deed(daemon)
 
 
+class Refresh(Rollback):
+    """A refresh ends a rollback: two refs turn, and what froze the source goes."""
+
+    def prepare(self, daemon: Inside) -> None:
+        super().prepare(daemon)
+        daemon.rollback("deed")
+
+    def deed(self, daemon: Inside) -> None:
+        assert daemon.refresh("deed")["unfrozen"]
+        self.promise(self.acquired(daemon, self.newer))
+
+    def again(self, daemon: Inside) -> None:
+        """As it was, or all of it forth and free."""
+        told = [ref["freshness"] for one in daemon.snapshots() for ref in one["refs"]]
+        frozen = told == ["rolled_back"] * 2
+        assert frozen or told == ["fresh"] * 2
+        self.acquired(daemon, self.trees["deed"] if frozen else self.newer)
+        if not frozen:
+            daemon.rollback("deed")
+        self.deed(daemon)
+
+
 class Bind(Scenario):
     """A worker hands in what it built (one blob is held already), binds it and leases it."""
 
@@ -241,5 +263,5 @@ class Unshare(Share):
 
 SCENARIOS: dict[str, type[Scenario]] = {
     "acquire": Acquire, "fetch": Fetch, "snapshot": Snapshot, "evict": Evict, "bind": Bind, "unbind": Unbind,
-    "bundle": Share, "unbundle": Unshare, "rollback": Rollback,
+    "bundle": Share, "unbundle": Unshare, "rollback": Rollback, "refresh": Refresh,
 }  # fmt: skip

@@ -23,7 +23,7 @@ from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.origin import Changed
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import trees
-from hotshelf_shared.errors import AccessDenied, Conflict, Timeout
+from hotshelf_shared.errors import AccessDenied, Conflict, NotFound, Timeout
 
 log = logging.getLogger(__name__)
 
@@ -91,13 +91,22 @@ class Refreshing:
         gauge.enter("resolve")
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._preparer.resolve_anew(want)) for want in wants]
+                tasks = [group.create_task(self._resolve(want)) for want in wants]
         except BaseExceptionGroup as failures:
             raise first_failure(failures) from failures
-        resolved: list[Resolved] = [(want, task.result()) for want, task in zip(wants, tasks, strict=True)]
+        resolved = [found for task in tasks if not isinstance(found := task.result(), NotFound)]
+        if not resolved:
+            raise next(found for task in tasks if isinstance(found := task.result(), NotFound))
         stale = [one for one in resolved if not self._is_current(one)]
         refs = await bring(self._shelf, self._preparer, stale, gauge, prefetch=False)
         return {ref.wish: ref for ref in refs}
+
+    async def _resolve(self, want: Want) -> Resolved | NotFound:
+        """A selection of which the origin has nothing any more stays what it was, as long as it has others."""
+        try:
+            return want, await self._preparer.resolve_anew(want)
+        except NotFound as error:
+            return error
 
     def _is_current(self, resolved: Resolved) -> bool:
         want, resolution = resolved
