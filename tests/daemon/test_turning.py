@@ -442,6 +442,22 @@ def test_a_pin_on_a_name_follows_a_rollback(mine: Daemon, either: str) -> None:
     evict(mine, revision_of(NEW))
 
 
+def test_what_was_gone_back_to_is_not_the_first_to_make_way(
+    make_daemon: MakeDaemon, seaweedfs: SeaweedFS, put: Put, bucket: str
+) -> None:
+    daemon = make_daemon(origins={"weed": seaweedfs.settings(bucket)}, revalidate_s=3_600, budget=100_000)
+    first, second, third = ({"a.safetensors": objects.noise(("way", number), 40_000)} for number in range(3))
+    source = put(first)
+    acquired(daemon, source)
+    put(second)
+    granted(refresh(daemon, source))
+    acquired(daemon, source)
+    granted(rollback(daemon, source))
+    acquired(daemon, put(third, "-other"))
+    held = {row["revision"] for row in rows(daemon, "SELECT revision FROM v_snapshots")}
+    assert held == {revision_of(first), revision_of(third)}
+
+
 def test_a_dry_run_of_a_rollback_tells_and_does_nothing(mine: Daemon, either: str) -> None:
     told = granted(rollback(mine, either, dry_run=True))
     assert told["dry_run"]
@@ -532,10 +548,12 @@ def test_ls_tells_age_and_freshness(
 
 def test_a_record_of_a_rollback_that_is_none_freezes_nothing(mine: Daemon, changed: str) -> None:
     assert mine.terminate() == 0
-    others = {"source": "s3://weights/other", "revision": revision_of(OLD), "release": None, "at": 1.0, "uid": 0}
-    texts = ["", "[", "{}", '{"source": 1}', "[" * 100_000, json.dumps(others), json.dumps({**others, "source": changed})]
+    (wish,) = [name.removesuffix(".json") for name in names_in(mine, "refs")]
+    cut_off = {"source": changed, "wish": wish, "revision": revision_of(OLD), "release": None, "at": 1.0, "uid": 0}
+    texts = ["", "[", "{}", '{"source": 1}', "[" * 100_000, json.dumps(cut_off)]
     for number, text in enumerate(texts):
         (mine.store / "refs" / f"{number:064x}.rollback.json").write_text(text)
+    (mine.store / "refs" / f"{Digest.of(changed.encode()).hex}.rollback.json").write_text(json.dumps(cut_off))
     mine.start()
     assert acquired(mine, changed) == NEW
     assert [name for name in names_in(mine, "refs") if "rollback" in name] == []

@@ -6,6 +6,7 @@ The words are HTTP's: *fresh* was compared with its origin within `revalidate_s`
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hotshelf_daemon.acquire.names import Want
@@ -36,4 +37,16 @@ def aged(ref: RefRow, want: Want | None, *, rolled_back: bool, revalidate_s: flo
         "age_s": round(max(0.0, now - ref.flipped_at), 1),
         "checked_s": round(max(0.0, now - ref.checked_at), 1),
         "freshness": freshness(ref, want, rolled_back=rolled_back, revalidate_s=revalidate_s, now=now),
+    }
+
+
+def standing(refs: Sequence[Mapping[str, Any]], otherwise: str | None = None) -> dict[str, Any]:
+    """What a snapshot is to its sources, by the refs that name it, the newest first; `otherwise` is said when none does."""
+    newest = refs[0] if refs else {"age_s": None, "checked_s": None, "freshness": otherwise}
+    return {
+        "sources": sorted({ref["source"] for ref in refs}),
+        "age_s": newest["age_s"],
+        "checked_s": newest["checked_s"],
+        "freshness": newest["freshness"],
+        "refs": [*refs],
     }

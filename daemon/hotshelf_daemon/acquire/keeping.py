@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from hotshelf_daemon import collect
-from hotshelf_daemon.acquire.aging import PREVIOUS, aged
+from hotshelf_daemon.acquire.aging import PREVIOUS, aged, standing
 from hotshelf_daemon.acquire.names import Names
 from hotshelf_daemon.acquire.prepare import Preparer
 from hotshelf_daemon.index import blobs, bundles, journal, leases, pipelines, rollbacks, snapshots
@@ -39,25 +39,26 @@ class Keeping:
         """Every snapshot, the most recently used first, with the names that stand for it."""
 
         def look(db: sqlite3.Connection) -> list[dict[str, Any]]:
-            named, before = self._named(db)
+            standings = self._standings(db)
             return [
-                {**row, "pinned": bool(row["pinned"]), **_standing(named.get(row["revision"], []), row["revision"] in before)}
+                {**row, "pinned": bool(row["pinned"]), **standings.get(row["revision"], standing([]))}
                 for row in map(dict, db.execute(f"{_SNAPSHOT} ORDER BY last_used_at DESC, revision"))
             ]
 
         return await self._shelf.index.look(look)
 
-    def _named(self, db: sqlite3.Connection) -> tuple[dict[str, list[dict[str, Any]]], set[str]]:
-        """What refs say of each revision, the newest first; and the revisions that a ref named before."""
-        named: dict[str, list[dict[str, Any]]] = {}
+    def _standings(self, db: sqlite3.Connection, revision: Revision | None = None) -> dict[str, dict[str, Any]]:
+        """What each revision (or the one) is to its sources: by the refs that name it, the newest first, or named it before."""
         refs, held_back = snapshots.refs(db), {row.source for row in rollbacks.everything(db)}
         revalidate_s, now = self._shelf.settings.revalidate_s, time.time()
+        before: dict[str, dict[str, Any]] = {ref.previous: standing([], PREVIOUS) for ref in refs if ref.previous is not None}
+        named: dict[str, list[dict[str, Any]]] = {}
         for ref in refs:
-            told = aged(
-                ref, self._names.of_ref(ref), rolled_back=ref.source in held_back, revalidate_s=revalidate_s, now=now
-            )  # fmt: skip
-            named.setdefault(ref.revision, []).append(told)
-        return named, {ref.previous for ref in refs if ref.previous is not None}
+            if revision in (None, ref.revision):
+                want, rolled_back = self._names.of_ref(ref), ref.source in held_back
+                told = aged(ref, want, rolled_back=rolled_back, revalidate_s=revalidate_s, now=now)
+                named.setdefault(ref.revision, []).append(told)
+        return before | {one: standing(told) for one, told in named.items()}
 
     def revision_of(self, target: str) -> Revision:
         """The revision that a revision, source or name stands for. Raises NotFound, InvalidRequest."""
@@ -81,11 +82,10 @@ class Keeping:
                 return None
             refs = [ref for ref in snapshots.refs(db) if ref.revision == revision]
             tree = snapshots.manifest(db, revision)
-            named, before = self._named(db)
             return {
                 **dict(row),
                 "pinned": bool(row["pinned"]),
-                **_standing(named.get(revision, []), revision in before),
+                **self._standings(db, revision).get(revision, standing([])),
                 "signed_by": sorted({ref.signed_by for ref in refs if ref.signed_by is not None}),
                 "pipelines": [pipelines.shown(db, key) for key in pipelines.of_revision(db, revision)],
                 "bundles": bundles.of_revision(db, revision),
@@ -195,18 +195,6 @@ class Keeping:
     async def collect(self, *, dry_run: bool) -> dict[str, Any]:
         chosen = await collect.collect(self._shelf, active=self._preparer.busy, dry_run=dry_run)
         return {"dry_run": dry_run, "blobs": list(chosen.blobs), "ingests": list(chosen.ingests), "freed_bytes": chosen.freed}
-
-
-def _standing(refs: list[dict[str, Any]], was_before: bool) -> dict[str, Any]:
-    """What a snapshot is to its sources."""
-    newest: dict[str, Any] = refs[0] if refs else {}
-    return {
-        "sources": sorted({ref["source"] for ref in refs}),
-        "age_s": newest.get("age_s"),
-        "checked_s": newest.get("checked_s"),
-        "freshness": newest.get("freshness", PREVIOUS if was_before else None),
-        "refs": refs,
-    }
 
 
 def _pin_record(target: str) -> str:

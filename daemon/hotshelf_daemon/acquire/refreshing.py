@@ -132,6 +132,7 @@ class Refreshing:
                     continue
                 if unfreeze:
                     snapshots.flip(db, new)
+                snapshots.freshen(db, new.revision)
                 if old is not None and old.revision != new.revision:
                     journal.event(db, "flipped", source, str(new.revision))
             if unfreeze:

@@ -1,13 +1,14 @@
 """Rollback: a source goes back to the revision before, with all that was taken of it, and stays there until it is refreshed.
 
-One transaction turns every ref, and makes the row that freezes the source; the records from which a lost index is rebuilt
-follow before anybody is told. Only the records of refs that are forgotten go before: without a row they would be believed. A
-source that was rolled back goes forth again when it is rolled back once more.
+The records from which a lost index is rebuilt are changed first; then one transaction turns every ref, and makes the row that
+freezes the source; then somebody is told. What is cut off between is put right by the rows at the next start. A source that was
+rolled back goes forth when it is rolled back once more.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sqlite3
 import time
@@ -22,7 +23,7 @@ from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.plan import HeldRef
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import trees
-from hotshelf_shared.errors import InvalidRequest, NotFound
+from hotshelf_shared.errors import HotshelfError, InvalidRequest, NotFound
 from hotshelf_shared.source import KEYED, Source
 from hotshelf_shared.wire import Wish
 
@@ -85,22 +86,32 @@ class Turning:
         def change(db: sqlite3.Connection) -> None:
             for ref in turn.turned:
                 snapshots.flip(db, ref)
+                snapshots.freshen(db, ref.revision)
             snapshots.drop_refs(db, lost)
             rollbacks.put(db, row)
             journal.event(db, "rolled_back", row.source, f"from {lead.previous} to {lead.revision}")
 
-        def forget() -> None:
+        def record() -> None:
             for wish in lost:
                 trees.drop_record(self._shelf.layout, "refs", f"{wish}.json", synced=True)
-
-        def record() -> None:
             for ref in turn.turned:
                 trees.write_json(self._shelf.layout, "refs", ref.wish, ref.to_json())
             trees.write_json(self._shelf.layout, "refs", trees.rollback_record(row.source), row.to_json())
 
-        await asyncio.to_thread(forget)
-        await self._shelf.index.write(change, durable=True)
-        await asyncio.to_thread(record)
+        def undo() -> None:
+            if before is None:
+                trees.drop_record(self._shelf.layout, "refs", f"{trees.rollback_record(row.source)}.json")
+            else:
+                trees.write_json(self._shelf.layout, "refs", trees.rollback_record(row.source), before.to_json())
+
+        before = self._shelf.index.read(lambda db: rollbacks.find(db, row.source))
+        try:
+            await asyncio.to_thread(record)
+            await self._shelf.index.write(change, durable=True)
+        except HotshelfError:
+            with contextlib.suppress(HotshelfError):  # the next start does it too, unless what the row is of is evicted before
+                await asyncio.to_thread(undo)
+            raise
         log.info(
             "rolled back", extra={"source": row.source, "revision": lead.revision, "before": lead.previous, "uid": row.uid}
         )
@@ -112,7 +123,7 @@ def _decide(db: sqlite3.Connection, want: Want, *, uid: int, now: float) -> Turn
     if way is None:
         raise _nothing_before(want, list(refs.values()))
     turned = tuple(refs[wish].turned_back(now) for wish in (way.lead, *way.back))
-    row = RollbackRow(str(want.source), turned[0].revision, turned[0].release, now, uid)
+    row = RollbackRow(str(want.source), way.lead, turned[0].revision, turned[0].release, now, uid)
     return Turn(row, turned, _these(refs, way.stay), _these(refs, way.lost))
 
 

@@ -11,20 +11,28 @@ from hotshelf_shared.digest import Revision
 
 @dataclass(frozen=True, slots=True)
 class RollbackRow:
-    """`source` is held at `revision`, whatever its origin has, and its other wants at what agrees with that.
+    """`source` stays at `revision`, its ref `wish`'s, whatever its origin has; its other wants at what agrees with that.
 
     `release` is the published manifest which has all of its files; None when it was not published: then what is held is all
     there is.
     """
 
     source: str
+    wish: str
     revision: Revision
     release: Revision | None
     at: float
     uid: int
 
     def to_json(self) -> dict[str, Any]:
-        return {"source": self.source, "revision": self.revision, "release": self.release, "at": self.at, "uid": self.uid}
+        return {
+            "source": self.source,
+            "wish": self.wish,
+            "revision": self.revision,
+            "release": self.release,
+            "at": self.at,
+            "uid": self.uid,
+        }
 
     @classmethod
     def parse(cls, body: dict[str, Any]) -> Self:
@@ -32,6 +40,7 @@ class RollbackRow:
         release = body["release"]
         return cls(
             source=str(body["source"]),
+            wish=str(body["wish"]),
             revision=Revision.parse(body["revision"]),
             release=None if release is None else Revision.parse(release),
             at=float(body["at"]),
@@ -39,7 +48,7 @@ class RollbackRow:
         )
 
 
-_ROW = "source, revision, release, at, uid"
+_ROW = "source, wish, revision, release, at, uid"
 
 
 def find(db: sqlite3.Connection, source: str) -> RollbackRow | None:
@@ -58,8 +67,8 @@ def everything(db: sqlite3.Connection) -> list[RollbackRow]:
 
 
 def put(db: sqlite3.Connection, row: RollbackRow) -> None:
-    values = (row.source, row.revision, row.release, row.at, row.uid)
-    db.execute(f"INSERT OR REPLACE INTO rollbacks ({_ROW}) VALUES (?, ?, ?, ?, ?)", values)
+    values = (row.source, row.wish, row.revision, row.release, row.at, row.uid)
+    db.execute(f"INSERT OR REPLACE INTO rollbacks ({_ROW}) VALUES (?, ?, ?, ?, ?, ?)", values)
 
 
 def drop(db: sqlite3.Connection, source: str) -> None:
@@ -67,5 +76,5 @@ def drop(db: sqlite3.Connection, source: str) -> None:
 
 
 def _row(row: Any) -> RollbackRow:
-    source, revision, release, at, uid = row
-    return RollbackRow(source, Revision(revision), Revision(release) if release else None, at, uid)
+    source, wish, revision, release, at, uid = row
+    return RollbackRow(source, wish, Revision(revision), Revision(release) if release else None, at, uid)

@@ -143,7 +143,7 @@ def _lay_out_missing(layout: Layout, index: Index) -> None:
 
 
 def _adopt_refs(layout: Layout, index: Index) -> None:
-    """A row wins over its record: a daemon that died between the two had told nobody yet."""
+    """A row wins over its record, which is written first: nobody had been told yet."""
     known = {row.wish: row for row in index.read(snapshots.refs)}
     for name in _names(layout, "refs"):
         wish = name.removesuffix(".json")
