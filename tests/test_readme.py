@@ -98,6 +98,7 @@ def test_no_block_of_the_readme_is_left_untested() -> None:
         "store:",
         "hotshelfd --config",
         "hotshelf acquire",
+        "hotshelf rollback",
         "openssl",
         "verify: required",
         "mirrors:",
@@ -202,6 +203,23 @@ def test_push_and_acquire_as_shown(
     assert len({*said.strip().split("\n")[-2:]}) == 1
     held = pathlib.Path(said.strip().split("\n")[-1])
     assert objects.read(held) == objects.model("readme")
+
+
+def test_a_changed_bucket_is_refreshed_rolled_back_and_refreshed_as_shown(
+    daemon: Daemon, seaweedfs: SeaweedFS, bucket: str, tmp_path: pathlib.Path
+) -> None:
+    key, text = "sdxl/scheduler/scheduler_config.json", block("sh", "hotshelf rollback")
+    old = daemon.acquire("sdxl").body["revision"]
+    with seaweedfs.client() as client:
+        data = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+        try:
+            client.put_object(Bucket=bucket, Key=key, Body=data + b"\n")
+            first, second, third = shell(text, tmp_path, dict(daemon.environment)).splitlines()
+        finally:
+            client.put_object(Bucket=bucket, Key=key, Body=data)
+    assert f"and was {old[:19]}" in first
+    assert f"went back to {old}" in second
+    assert third.endswith("follows its origin again")
 
 
 @pytest.mark.needs("openssl")

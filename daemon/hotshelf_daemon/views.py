@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from hotshelf_daemon.index import snapshots
 from hotshelf_daemon.index.snapshots import RefRow
@@ -43,9 +43,9 @@ def revisions(shelf: Shelf, db: sqlite3.Connection) -> set[Revision]:
     return {ref.revision for ref in snapshots.refs(db) if ref.wish in shelf.shown}
 
 
-def show(shelf: Shelf, ref: RefRow) -> None:
-    """After its ref stands: it shows, or what it stands for by now does. Blocks."""
-    _show(shelf, shelf.index.read(lambda db: [*_of(shelf, db, ref)]))
+def show(shelf: Shelf, refs: Sequence[RefRow]) -> None:
+    """After these refs stand: they show, or what they stand for by now does. Blocks."""
+    _show(shelf, shelf.index.read(lambda db: [entry for ref in refs for entry in _of(shelf, db, ref)]))
 
 
 def reconcile(shelf: Shelf) -> None:

@@ -90,6 +90,17 @@ def test_a_new_revision_takes_the_ref_and_leaves_the_old_commit_to_its_readers(m
     assert main.read_text() == commit
 
 
+def test_what_is_rolled_back_and_refreshed_shows_so(make: Any, source: str, put: Put) -> None:
+    daemon, later = make(models={"sdxl": {"source": source}}), objects.model("later")
+    granted(daemon.acquire("sdxl"))
+    put(objects.published(later))
+    main = daemon.store / "hub" / "models--shelf--sdxl" / "refs" / "main"
+    commit = objects.manifest_of(later).revision.hex[:40]
+    for call, expected in (("refresh", commit), ("rollback", COMMIT), ("refresh", commit)):
+        granted(daemon.call("POST", f"/v1/{call}", {"source": "sdxl"}))
+        assert main.read_text() == expected
+
+
 def test_what_is_evicted_leaves_nothing_behind(make: Any, source: str) -> None:
     daemon = make(models={"sdxl": {"source": source}})
     lease = granted(daemon.acquire("sdxl"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from hotshelf.cli import baking, build, consumers, daemon, demo, index, leasing, shelf
+from hotshelf.cli import baking, build, consumers, daemon, demo, index, leasing, shelf, turning
 from hotshelf.cli.verb import hotshelf
 
 __all__ = ["hotshelf", "run"]
@@ -16,6 +16,7 @@ __all__ = ["hotshelf", "run"]
 for verb in (
     *leasing.VERBS,
     *shelf.VERBS,
+    *turning.VERBS,
     *daemon.VERBS,
     *index.VERBS,
     *baking.VERBS,
