@@ -180,7 +180,7 @@ async def running(shelf: Shelf, stopping: asyncio.Event | None = None) -> AsyncI
     await leasing.resume()
     hand_ins.resume()
     await keeping.pin_configured(name for name, model in settings.names.items() if model.pin or model.is_viewed)
-    await asyncio.to_thread(views.reconcile, shelf)
+    await views.reconcile(shelf)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(ingests.drain)
         stack.push_async_callback(freshness.stop)

@@ -126,6 +126,6 @@ async def _carry_out(shelf: Shelf, tree: Manifest, ref: RefRow | None, resolutio
     await asyncio.to_thread(on_disk)
     stale = await shelf.index.write(in_index, durable=True)
     if ref is not None:
-        await asyncio.to_thread(views.show, shelf, [ref])
+        await views.show(shelf, [ref])
     for wish in set(stale) - {ref.wish if ref is not None else ""}:
         await asyncio.to_thread(trees.drop_record, shelf.layout, "refs", f"{wish}.json")

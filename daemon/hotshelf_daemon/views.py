@@ -1,11 +1,12 @@
 """Which of what is held shows below `hub/`, and as which repository: every configured name, as `shelf/NAME`.
 
 What shows there is read by programs that hold no lease. So what the configuration wants shown (`view`) is pinned, and what
-goes leaves the view before its bytes do.
+goes leaves the view before its bytes do. What may not be served does not show either.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,40 +18,40 @@ from hotshelf_daemon.store import hub
 from hotshelf_daemon.store.hub import Entry
 from hotshelf_shared.digest import Revision
 from hotshelf_shared.errors import HotshelfError
+from hotshelf_shared.source import Source
 
 log = logging.getLogger(__name__)
-
 #: The organisation of what has a name here and none at the hub.
 ORGANISATION = "shelf"
 
 
-def entries(shelf: Shelf, db: sqlite3.Connection) -> list[Entry]:
-    """All that is to show."""
-    return [entry for ref in snapshots.refs(db) if snapshots.is_ready(db, ref.revision) for entry in _of(shelf, db, ref)]
+def revisions(shelf: Shelf, db: sqlite3.Connection) -> set[Revision]:
+    """What refs name that show: somebody may be reading it without a lease."""
+    return {ref.revision for ref in snapshots.refs(db) if ref.wish in shelf.shown}
+
+
+async def show(shelf: Shelf, refs: Sequence[RefRow]) -> None:
+    """After these refs stand: they show, or what they stand for by now does."""
+    if any(ref.wish in shelf.shown for ref in refs):
+        found = await shelf.index.look(lambda db: [entry for ref in refs for entry in _of(shelf, db, ref)])
+        await asyncio.to_thread(_show, shelf, found)
+
+
+async def reconcile(shelf: Shelf) -> None:
+    """At start, when it is known what is held and what is configured: that shows, and nothing else is named there."""
+    found = await shelf.index.look(lambda db: [entry for ref in snapshots.refs(db) for entry in _of(shelf, db, ref)])
+    await asyncio.to_thread(hub.keep_only, shelf.layout, found)
+    await asyncio.to_thread(_show, shelf, found)
 
 
 def _of(shelf: Shelf, db: sqlite3.Connection, ref: RefRow) -> Iterator[Entry]:
     names = shelf.shown.get(ref.wish, ())
-    if not names:
+    is_served = shelf.keyring.accepts(Source.parse(ref.source), ref.signed_by) and snapshots.is_ready(db, ref.revision)
+    if not names or not is_served:
         return
     files = {path: entry.digest for path, entry in snapshots.manifest(db, ref.revision).items()}
     for name in names:
         yield Entry(ORGANISATION, name, ref.revision.hex[:40], files)
-
-
-def revisions(shelf: Shelf, db: sqlite3.Connection) -> set[Revision]:
-    """What shows now: somebody may be reading it without a lease."""
-    return {ref.revision for ref in snapshots.refs(db) if ref.wish in shelf.shown}
-
-
-def show(shelf: Shelf, refs: Sequence[RefRow]) -> None:
-    """After these refs stand: they show, or what they stand for by now does. Blocks."""
-    _show(shelf, shelf.index.read(lambda db: [entry for ref in refs for entry in _of(shelf, db, ref)]))
-
-
-def reconcile(shelf: Shelf) -> None:
-    """At start, when it is known what is held and what is configured: whatever is to show does. Blocks."""
-    _show(shelf, shelf.index.read(lambda db: entries(shelf, db)))
 
 
 def _show(shelf: Shelf, some: Iterable[Entry]) -> None:

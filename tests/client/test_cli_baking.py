@@ -81,6 +81,23 @@ def test_what_is_not_there_fails_the_build_and_is_named(tmp_path: pathlib.Path, 
     assert "nowhere" in done.stderr
 
 
+def test_models_that_do_not_fit_together_fail_the_build(tmp_path: pathlib.Path, configuration: dict[str, Any]) -> None:
+    configuration["budget"] = max(objects.size_of(tree) for tree in TREES.values()) + 10_000
+    assert baked(tmp_path, configuration).returncode == 5
+
+
+def test_no_key_that_signs_goes_into_the_image(tmp_path: pathlib.Path, configuration: dict[str, Any]) -> None:
+    assert baked(tmp_path, configuration).returncode == 0
+    assert not list((tmp_path / "d" / "store").glob(".*.key"))
+
+
+def test_an_index_that_would_not_be_part_of_the_image_is_refused(tmp_path: pathlib.Path, configuration: dict[str, Any]) -> None:
+    configuration["index"] = {"path": str(tmp_path / "elsewhere" / "index.db")}
+    done = baked(tmp_path, configuration)
+    assert done.returncode == 78
+    assert "index.path" in done.stderr
+
+
 def test_a_configuration_that_names_nothing_is_refused(tmp_path: pathlib.Path) -> None:
     done = baked(tmp_path, {})
     assert done.returncode == 78
@@ -90,8 +107,8 @@ def test_a_configuration_that_names_nothing_is_refused(tmp_path: pathlib.Path) -
 def test_a_daemon_that_does_not_start_says_why_and_leaks_no_secret(
     tmp_path: pathlib.Path, configuration: dict[str, Any]
 ) -> None:
-    configuration["index"] = {"path": "/proc/index.db"}
+    configuration["bundles"] = {"key_file": "/proc/nothing.key"}
     done = baked(tmp_path, configuration)
     assert done.returncode == 78
-    assert "/proc" in done.stderr
+    assert "/proc/nothing.key" in done.stderr
     assert configuration["origins"]["it"]["secret_access_key"] not in done.stdout + done.stderr

@@ -176,11 +176,21 @@ def test_a_secret_in_the_environment_is_text_whatever_it_looks_like(secret: str)
 
 
 @pytest.mark.parametrize(
-    "mirror", ["cdn.example.com", "ftp://cdn", "https://", "https://cdn/{bucket}", "https://cdn/{key}/{name}"]
+    "mirror",
+    [
+        "cdn.example.com",
+        "ftp://cdn",
+        "https://",
+        "https://cdn/{bucket}",
+        "https://cdn/{key}/{name}",
+        "https://cdn?token=x",
+        "https://cdn/{key}?token=x",
+        "https://cdn#x",
+    ],
 )
 def test_a_mirror_is_an_address_below_which_keys_lie_or_that_has_one_in_it(mirror: str) -> None:
     assert "mirrors" in refusal(origins={"b2": {"mirrors": [mirror]}}).message
-    good = ["https://cdn", "http://weed:8333/s3", "https://cdn/file/{bucket}/{key}", "https://cdn/{key}?v=1"]
+    good = ["https://cdn", "http://weed:8333/s3", "https://cdn/file/{bucket}/{key}", "https://{bucket}.cdn/{key}"]
     assert of(origins={"b2": {"mirrors": good}}).settings.origins["b2"].mirrors == good
 
 

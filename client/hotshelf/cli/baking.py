@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import click
@@ -21,6 +21,8 @@ from hotshelf_shared.errors import BadConfiguration, DaemonUnavailable, Hotshelf
 
 START_WAIT_S = 60.0
 STOP_WAIT_S = 120.0
+#: If this process is killed the daemon ends by itself, seconds after it.
+IDLE_EXIT_S = 10
 LOG_LINES = 5
 
 
@@ -34,13 +36,18 @@ def bake(out: Output, *, config_file: str, directory: str, timeout: float) -> No
     """Fetch everything that CONFIG names into the store DIR, which a daemon of the finished image serves at once."""
     store = os.path.abspath(directory)
     names = _names(config_file, store)
-    with _daemon(config_file, store) as client, progress.shown(out) as show:
-        baked = []
+    baked = []
+    # All are held until the last one is there: what does not fit together is not to be found out at night.
+    with _daemon(config_file, store) as client, progress.shown(out) as show, ExitStack() as held:
         for name in names:
-            with client.acquire(name, timeout=timeout, on_progress=show) as lease:
-                baked.append((name, lease.revision, sum(entry.size for entry in lease.files.values())))
-                for skipped in lease.skipped:
-                    out.note(f"{name}: left out {skipped.path}: {skipped.reason}")
+            lease = held.enter_context(client.acquire(name, timeout=timeout, on_progress=show))
+            baked.append((name, lease.revision, sum(entry.size for entry in lease.files.values())))
+            for skipped in lease.skipped:
+                out.note(f"{name}: left out {skipped.path}: {skipped.reason}")
+    from hotshelf_daemon.store.keys import NAME
+
+    with suppress(FileNotFoundError):
+        os.unlink(os.path.join(store, NAME))  # else everybody who has the image could sign for its daemons
     body = {"store": store, "baked": [{"name": name, "revision": rev, "size": held} for name, rev, held in baked]}
     human = table(("name", "revision", "size"), [(name, short(rev), size(held)) for name, rev, held in baked])
     out.result(body, human=human, quiet=(f"{name}\t{rev}" for name, rev, _ in baked))
@@ -52,7 +59,11 @@ def _names(config_file: str, store: str) -> list[str]:
         from hotshelf_daemon.config import load
     except ModuleNotFoundError as missing:
         raise needs_daemon(missing) from missing
-    names = list(load({"config": config_file, "store": store}, os.environ).settings.names)
+    settings = load({"config": config_file, "store": store}, os.environ).settings
+    if os.path.commonpath([store, settings.index_path]) != store:
+        hint = "Leave index.path out: without the index every blob would be hashed anew at the image's first start."
+        raise BadConfiguration(f"index.path is {settings.index_path}, which is not part of {store}", hint=hint)
+    names = list(settings.names)
     if not names:
         raise BadConfiguration(f"{config_file} names nothing to bake", hint="Name sources under `models:` or `loras:`.")
     return names
@@ -63,15 +74,13 @@ def _daemon(config_file: str, store: str) -> Iterator[Client]:
     """One of its own, that nobody else can reach; stopped cleanly, so that what it leaves opens without it."""
     with tempfile.TemporaryDirectory(prefix="hs-") as own, open(f"{own}/log", "wb") as log:
         argv = [sys.executable, "-m", "hotshelf_daemon", "--config", config_file, "--store", store]
-        argv += ["--socket", f"{own}/s", "--listen", ""]
+        argv += ["--socket", f"{own}/s", "--listen", "", "--idle-exit", str(IDLE_EXIT_S)]
         running = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         try:
             client = Client(socket=f"{own}/s", store=store, autostart=False)
             _wait(client, running, Path(own, "log"))
             yield client
-            running.terminate()
-            if running.wait(STOP_WAIT_S):
-                raise HotshelfError(f"the daemon ended with {running.returncode}: {_end_of(Path(own, 'log'))}")
+            _stop(running, Path(own, "log"))
         finally:
             running.kill()
             running.wait()
@@ -90,6 +99,14 @@ def _wait(client: Client, running: subprocess.Popen[bytes], log: Path) -> None:
             time.sleep(0.05)
         else:
             return
+
+
+def _stop(running: subprocess.Popen[bytes], log: Path) -> None:
+    running.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        if running.wait(STOP_WAIT_S) == 0:
+            return
+    raise HotshelfError(f"the daemon does not end as it should ({running.poll()}): {_end_of(log)}", hint="Bake again.")
 
 
 def _end_of(log: Path) -> str:

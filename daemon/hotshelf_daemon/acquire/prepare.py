@@ -31,7 +31,6 @@ from hotshelf_daemon.ingest import Brought, Ingests, Order
 from hotshelf_daemon.materialize import BlobsGone, Turned, materialize
 from hotshelf_daemon.origin import Changed, Directory
 from hotshelf_daemon.plan import Missing, Resolution
-from hotshelf_daemon.provenance import Keyring
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import blobs as files
 from hotshelf_daemon.store import durable
@@ -45,11 +44,9 @@ ROUNDS = 3
 
 class Preparer:
     def __init__(self, shelf: Shelf, directory: Directory, ingests_: Ingests, pipelines: Pipelines) -> None:
-        """Raises BadConfiguration when the keys that origins require cannot be read."""
         self._shelf = shelf
         self._directory = directory
         self._pipelines = pipelines
-        self._keyring = Keyring.of(shelf.settings)
         self._ingests = ingests_
         self._resolving: Flights[Resolution] = Flights()
         self._preparing: Flights[RefRow] = Flights()
@@ -95,7 +92,7 @@ class Preparer:
 
     async def _ask(self, want: Want, *, release: Revision | None = None) -> Resolution:
         """What its origin has now, or that published revision. Raises NotFound when it has not."""
-        in_thread, trusted = asyncio.get_running_loop().run_in_executor, self._keyring.required(want.source)
+        in_thread, trusted = asyncio.get_running_loop().run_in_executor, self._shelf.keyring.required(want.source)
         origin = await asyncio.to_thread(self._directory.origin_of, want.source)
         pinned = want if release is None else replace(want, source=want.source.pin(release))
         found = await in_thread(self._threads, resolve.find, origin, pinned)
@@ -111,7 +108,7 @@ class Preparer:
 
     def accepts(self, want: Want, ref: RefRow) -> bool:
         """Whether what is held may be served: verified by a key that is trusted now, where its origin needs that."""
-        return self._keyring.accepts(want.source, ref.signed_by)
+        return self._shelf.keyring.accepts(want.source, ref.signed_by)
 
     @contextmanager
     def at_work(self, wants: Iterable[Want]) -> Iterator[bool]:

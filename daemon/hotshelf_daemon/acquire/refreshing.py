@@ -148,7 +148,7 @@ class Refreshing:
         if unfreeze:
             await asyncio.to_thread(record)
         await self._shelf.index.write(change, durable=True)
-        await asyncio.to_thread(views.show, self._shelf, [*changed.values()])
+        await views.show(self._shelf, [*changed.values()])
         log.info("refreshed", extra={"source": source, "changed": len(changed), "unfrozen": unfreeze})
 
 

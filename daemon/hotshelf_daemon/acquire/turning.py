@@ -112,7 +112,7 @@ class Turning:
             with contextlib.suppress(HotshelfError):  # the next start does it too, unless what the row is of is evicted before
                 await asyncio.to_thread(undo)
             raise
-        await asyncio.to_thread(views.show, self._shelf, turn.turned)
+        await views.show(self._shelf, turn.turned)
         log.info(
             "rolled back", extra={"source": row.source, "revision": lead.revision, "before": lead.previous, "uid": row.uid}
         )

@@ -38,6 +38,8 @@ class OriginSettings(Frozen):
     #: Asked first, in this order and unsigned, for what bears its digest in its name: http(s)://HOST[/PATH], below which lie
     #: BUCKET/KEY or KEY, or an address with {key} in it, and {bucket}.
     mirrors: list[str] = Field(default=[], max_length=8)
+    #: A path to a CA bundle, when the mirrors' certificates are your own.
+    mirrors_ca_bundle: str | None = None
     access_key_id: str | None = None
     access_key_id_file: str | None = None
     secret_access_key: SecretStr | None = None
@@ -57,9 +59,9 @@ class OriginSettings(Frozen):
     @classmethod
     def _are_addresses(cls, value: list[str]) -> list[str]:
         for url in value:
-            rest = url.replace("{bucket}", "").replace("{key}", "")
-            if not re.match(r"https?://[^/?#]", rest) or set(rest) & set("{}") or ("{bucket}" in url and "{key}" not in url):
-                raise ValueError("must be http(s)://HOST[/PATH], or an address with {key}, and {bucket}, in it")
+            filled = url.replace("{bucket}", "b").replace("{key}", "k")
+            if not re.fullmatch(r"https?://[^/?#{}]+(/[^?#{}]*)?", filled) or ("{bucket}" in url and "{key}" not in url):
+                raise ValueError("must be http(s)://HOST[/PATH], or such an address with {key}, and {bucket}, in it")
         return value
 
     @field_validator("endpoint_url", "mirrors")
