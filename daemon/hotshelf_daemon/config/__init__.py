@@ -1,18 +1,21 @@
 """Configuration: one frozen `Settings`, read from flags, environment and YAML by `load`."""
 
 from hotshelf_daemon.config.handing_on import hand_on, handed_on
-from hotshelf_daemon.config.layers import load, reread, sign_password
+from hotshelf_daemon.config.hub import HubSettings
+from hotshelf_daemon.config.layers import hub_token, load, reread, sign_password
 from hotshelf_daemon.config.loaded import Loaded
 from hotshelf_daemon.config.settings import ModelSettings, OriginSettings, Settings, share_of
 from hotshelf_daemon.config.watching import watched
 
 __all__ = [
+    "HubSettings",
     "Loaded",
     "ModelSettings",
     "OriginSettings",
     "Settings",
     "hand_on",
     "handed_on",
+    "hub_token",
     "load",
     "reread",
     "share_of",

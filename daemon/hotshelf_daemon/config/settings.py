@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
+from hotshelf_daemon.config.hub import HubSettings
 from hotshelf_shared import memory
 from hotshelf_shared.errors import HotshelfError
 from hotshelf_shared.patterns import Patterns
@@ -245,7 +246,7 @@ class Settings(Frozen):
     publish: PublishSettings = PublishSettings()
     prefetch: PrefetchSettings = PrefetchSettings()
     fetch: FetchSettings = FetchSettings()
-    hf_token: SecretStr | None = None
+    hf: HubSettings = HubSettings()
 
     @field_validator("store", "socket")
     @classmethod
@@ -289,6 +290,4 @@ class Settings(Frozen):
 
     def secrets(self) -> frozenset[str]:
         """Every secret value, for the log's redaction."""
-        held = [self.hf_token]
-        texts = frozenset(s.get_secret_value() for s in held if s is not None and s.get_secret_value())
-        return texts.union(*(origin.secrets() for origin in self.origins.values()))
+        return self.hf.secrets().union(*(origin.secrets() for origin in self.origins.values()))
