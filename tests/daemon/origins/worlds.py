@@ -10,12 +10,13 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from hotshelf_daemon.config import Settings
+from hotshelf_daemon.config import HubSettings, Settings
 from hotshelf_daemon.config.settings import OriginSettings
 from hotshelf_daemon.objects import OriginObject
-from hotshelf_daemon.origin import MemoryOrigin, Origin, https
+from hotshelf_daemon.origin import MemoryOrigin, Origin, hf, https
 from hotshelf_daemon.origin.file import FileOrigin
 from hotshelf_daemon.origin.s3 import S3Origin, client_for
+from tests.servers.hub import Hub
 from tests.servers.nginx import Nginx
 from tests.servers.s3 import S3Origin as Server
 
@@ -25,6 +26,8 @@ class World(abc.ABC):
 
     origin: Origin
     can_list = True
+    #: Whether what was listed keeps its bytes under its key for ever, whatever comes after it.
+    is_immutable = False
     _base = ""
 
     @property
@@ -143,6 +146,43 @@ class HttpsWorld(World):
     def unreachable(self) -> Iterator[Origin]:
         nobody = Settings(hosts=["127.0.0.1:9"])
         yield https.origin_of("127.0.0.1:9", nobody)
+
+
+class HfWorld(World):
+    """A repository of its own for each base, and a commit for each change: every key names one."""
+
+    is_immutable = True
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self.origin = hf.origin_of(Settings(hf=HubSettings(endpoint=hub.endpoint_url)))
+
+    @property
+    def base(self) -> str:
+        return f"{self._base}/{self._hub.repos[self._base].refs['main']}/"
+
+    @base.setter
+    def base(self, prefix: str) -> None:
+        self._base = f"world/{prefix.replace('/', '-')}"
+        self._hub.push(self._base, {})
+
+    @property
+    def _tree(self) -> dict[str, bytes]:
+        repo = self._hub.repos[self._base]
+        return repo.commits[repo.refs["main"]]
+
+    def put(self, objects: Mapping[str, bytes]) -> None:
+        self._hub.push(self._base, {**self._tree, **objects})
+
+    def remove(self, key: str) -> None:
+        self._hub.push(self._base, {path: data for path, data in self._tree.items() if path != key})
+
+    def make_marker(self, folder: str) -> None:
+        """Git has none."""
+
+    @contextlib.contextmanager
+    def unreachable(self) -> Iterator[Origin]:
+        yield hf.origin_of(Settings(hf=HubSettings(endpoint="http://127.0.0.1:9")))
 
 
 class S3World(World):
