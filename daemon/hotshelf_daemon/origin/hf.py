@@ -8,6 +8,7 @@ alone; from there redirects lead to wherever the hub keeps its bytes.
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from hotshelf_shared.source import Source
 if TYPE_CHECKING:
     from hotshelf_daemon.origin.hub import Hub
 
+_GIT_NAME = re.compile(r"[0-9a-f]{40}\Z")
 #: What a redirect of the hub has signed is good for an hour.
 LEAD_S = 600.0
 #: Trees of commits that are remembered: what is checked for changes is asked for its commit alone.
@@ -115,8 +117,8 @@ class HfOrigin:
         with ExitStack() as held:
             with self._let_in(_parts(obj.key)[0]):
                 body = held.enter_context(self._web.open(self._url_of(obj.key), replace(obj, version=""), start, stop))
-            is_git_s = obj.digest is None and (start, stop) == (0, obj.size)
-            yield _GitBody(body, obj) if is_git_s else body
+            whole = _GIT_NAME.match(obj.version) and (start, stop) == (0, obj.size)
+            yield _GitBody(body, obj) if whole else body
 
     def _tree(self, repo: str, commit: str) -> tuple[OriginObject, ...]:
         at = f"{repo}/{commit}"

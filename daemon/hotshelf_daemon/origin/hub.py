@@ -19,7 +19,7 @@ from huggingface_hub.hf_api import RepoFile
 from hotshelf_daemon.objects import OriginObject
 from hotshelf_daemon.origin.web import Web
 from hotshelf_shared.digest import Digest
-from hotshelf_shared.errors import AccessDenied, IntegrityError, InvalidRequest, NotFound
+from hotshelf_shared.errors import AccessDenied, IntegrityError, InvalidRequest, NotFound, TooLarge
 from hotshelf_shared.manifest import MAX_FILES
 from hotshelf_shared.source import is_commit
 
@@ -61,7 +61,7 @@ set_client_factory(lambda: httpx2.Client(transport=_Transport()))
 
 
 class Hub:
-    """Blocks. Raises AccessDenied, NotFound (no such repository), OriginUnavailable, IntegrityError (an odd answer)."""
+    """Blocks. Raises AccessDenied, NotFound (no such repository), TooLarge, OriginUnavailable, IntegrityError."""
 
     def __init__(self, endpoint: str, web: Web, advice: Callable[[str], str]) -> None:
         """`advice` is what to do when a repository is not shown."""
@@ -99,7 +99,8 @@ class Hub:
                 if isinstance(entry, RepoFile):
                     found.append(_object(entry))
                 if len(found) > MAX_FILES:
-                    raise IntegrityError(f"{repo} has more than {MAX_FILES:,} files", hint="Publish the part you need.")
+                    hint = "Publish the part that you need with `hotshelf push`."
+                    raise TooLarge(f"{repo} has more than {MAX_FILES:,} files", hint=hint)
             return tuple(found)
 
     @contextmanager
@@ -135,9 +136,9 @@ class Hub:
 
 
 def _object(file: RepoFile) -> OriginObject:
-    """Its version is what the hub's ETag is: the sha256, or the name that git has for it."""
+    """Its version is the sha256, or else the name that Xet or git has for it."""
     if type(file.size) is not int or file.size < 0 or not isinstance(file.path, str) or not isinstance(file.blob_id, str):
         raise ValueError("it is no file")
     if file.lfs is None:
-        return OriginObject(file.path, file.size, file.blob_id)
+        return OriginObject(file.path, file.size, str(file.xet_hash or file.blob_id))
     return OriginObject(file.path, file.size, file.lfs.sha256, Digest.parse(f"sha256:{file.lfs.sha256}"))

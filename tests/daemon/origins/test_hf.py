@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import ssl
 import subprocess
@@ -15,6 +16,7 @@ from hotshelf_daemon.config import HubSettings, Settings
 from hotshelf_daemon.objects import OriginObject
 from hotshelf_daemon.origin import Corrupted, hf
 from hotshelf_daemon.origin.hf import HfOrigin, terms_for
+from hotshelf_daemon.origin.hub import MAX_ANSWER_BYTES
 from hotshelf_daemon.origin.leads import Leads
 from hotshelf_shared.errors import (
     AccessDenied,
@@ -24,7 +26,9 @@ from hotshelf_shared.errors import (
     InvalidRequest,
     NotFound,
     OriginUnavailable,
+    TooLarge,
 )
+from hotshelf_shared.manifest import MAX_FILES
 from hotshelf_shared.source import Source
 from tests import objects
 from tests.servers.certificates import certify
@@ -163,6 +167,16 @@ def test_a_whole_file_of_git_s_is_held_against_git_s_name(hub: Hub, origin: HfOr
     with pytest.raises(Corrupted):
         bytes_of(origin, config)
     assert bytes_of(origin, config) == b"{}"
+
+
+def test_a_file_that_only_xet_has_a_name_for_is_read_all_the_same(hub: Hub, origin: HfOrigin) -> None:
+    def in_xet(_ask: Ask, reply: Reply) -> None:
+        entries = [{**entry, "oid": "0" * 40, "xetHash": "a" * 64} for entry in json.loads(reply.body)]
+        reply.body = json.dumps(entries).encode()
+
+    hub.misdeed(in_xet, path="/tree/")
+    readme = listed(origin)["README.md"]
+    assert (readme.version, bytes_of(origin, readme)) == ("a" * 64, TREE["README.md"])
 
 
 def test_html_in_a_repository_is_a_file(hub: Hub, origin: HfOrigin) -> None:
@@ -347,6 +361,18 @@ def test_a_listing_in_circles_ends(hub: Hub, origin: HfOrigin) -> None:
 
     hub.misdeed(circle, path="/tree/")
     with pytest.raises(IntegrityError, match="circles"):
+        listed(origin)
+
+
+def test_a_repository_of_too_many_files_is_too_large(hub: Hub, origin: HfOrigin) -> None:
+    hub.misdeed(saying(b"[%s]" % b",".join([ENTRY] * (MAX_FILES + 1))), path="/tree/")
+    with pytest.raises(TooLarge):
+        listed(origin)
+
+
+def test_an_answer_without_an_end_is_not_read_to_it(hub: Hub, origin: HfOrigin) -> None:
+    hub.misdeed(saying(b"[" + b" " * MAX_ANSWER_BYTES), path="/tree/")
+    with pytest.raises(IntegrityError, match="over"):
         listed(origin)
 
 
