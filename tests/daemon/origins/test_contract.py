@@ -77,7 +77,7 @@ def listed(world: World) -> World:
 
 @pytest.fixture
 def mutable(world: World) -> World:
-    """One in which a key may come to hold something else; where it cannot, `test_what_was_listed_keeps_its_bytes` looks."""
+    """One in which a key may come to hold something else; for the other see `test_hf.test_what_was_listed_keeps_its_bytes`."""
     if world.is_immutable:
         pytest.skip("keys never change")
     return world
@@ -164,17 +164,6 @@ def test_an_object_that_is_gone_has_changed(mutable: World) -> None:
     mutable.remove("a")
     with pytest.raises(Changed):
         mutable.bytes_of(before, 0, 3)
-
-
-def test_what_was_listed_keeps_its_bytes(world: World) -> None:
-    if not world.is_immutable:
-        pytest.skip("keys may change")
-    world.put({"a": b"one", "b.bin": b"two"})
-    before = [world.found("a"), world.found("b.bin")]
-    world.put({"a": b"three"})
-    world.remove("b.bin")
-    assert [world.bytes_of(obj, 0, 3) for obj in before] == [b"one", b"two"]
-    assert world.head("b.bin") is None
 
 
 def test_a_small_object_is_read_whole_up_to_its_limit(world: World) -> None:

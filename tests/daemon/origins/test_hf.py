@@ -119,6 +119,13 @@ def test_a_repository_that_moved_is_found(hub: Hub, origin: HfOrigin) -> None:
 # ---- bytes
 
 
+def test_what_was_listed_keeps_its_bytes(hub: Hub, origin: HfOrigin) -> None:
+    before = listed(origin)
+    hub.push(REPO, {"README.md": b"# another"})
+    assert {path: bytes_of(origin, obj) for path, obj in before.items()} == TREE
+    assert [*listed(origin)] == ["README.md"]
+
+
 def test_bytes_of_lfs_come_from_where_the_hub_leads_and_the_way_is_asked_for_once(hub: Hub, origin: HfOrigin) -> None:
     weights = listed(origin)["unet/w.safetensors"]
     for start in range(0, 100_000, 10_000):
