@@ -2,7 +2,8 @@
 
 from hotshelf_daemon.config.gcs import GcsSettings
 from hotshelf_daemon.config.handing_on import hand_on, handed_on
-from hotshelf_daemon.config.layers import load, reread, sign_password
+from hotshelf_daemon.config.hub import HubSettings
+from hotshelf_daemon.config.layers import hub_token, load, reread, sign_password
 from hotshelf_daemon.config.loaded import Loaded
 from hotshelf_daemon.config.settings import ModelSettings, OriginSettings, Settings
 from hotshelf_daemon.config.values import share_of
@@ -10,12 +11,14 @@ from hotshelf_daemon.config.watching import watched
 
 __all__ = [
     "GcsSettings",
+    "HubSettings",
     "Loaded",
     "ModelSettings",
     "OriginSettings",
     "Settings",
     "hand_on",
     "handed_on",
+    "hub_token",
     "load",
     "reread",
     "share_of",

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
 from hotshelf_daemon.config.gcs import GcsSettings, plain_address
+from hotshelf_daemon.config.hub import HubSettings
 from hotshelf_daemon.config.values import Bytes, Globs, Percent, Seconds, Verify
 from hotshelf_shared import memory
 from hotshelf_shared.errors import HotshelfError
@@ -230,7 +231,7 @@ class Settings(Frozen):
     publish: PublishSettings = PublishSettings()
     prefetch: PrefetchSettings = PrefetchSettings()
     fetch: FetchSettings = FetchSettings()
-    hf_token: SecretStr | None = None
+    hf: HubSettings = HubSettings()
 
     @field_validator("store", "socket")
     @classmethod
@@ -275,6 +276,4 @@ class Settings(Frozen):
 
     def secrets(self) -> frozenset[str]:
         """Every secret value, for the log's redaction."""
-        held = [self.hf_token]
-        texts = frozenset(s.get_secret_value() for s in held if s is not None and s.get_secret_value())
-        return texts.union(*(origin.secrets() for origin in self.origins.values()))
+        return self.hf.secrets().union(*(origin.secrets() for origin in self.origins.values()))
