@@ -180,6 +180,8 @@ def _with_credentials(values: dict[str, Any], env: Mapping[str, str]) -> dict[st
     if isinstance(hub := values.get("hf"), dict) and (file := hub.get("token_file")):
         given = {"token_file": None} if hub.get("token") else {"token": _read_secret(str(file), "hf.token_file")}
         values = {**values, "hf": {**hub, **given}}
+    if isinstance(mirror := values.get("hub_mirror"), dict) and (file := mirror.get("token_file")) and not mirror.get("token"):
+        values = {**values, "hub_mirror": {**mirror, "token": _read_secret(str(file), "hub_mirror.token_file")}}
     return _with_origins_credentials(values, env)
 
 

@@ -155,6 +155,10 @@ def refs(db: sqlite3.Connection, source: str | None = None) -> list[RefRow]:
     return [_ref(row) for row in db.execute(f"SELECT {_REF} FROM refs {where} ORDER BY flipped_at DESC", values)]
 
 
+def at_commit(db: sqlite3.Connection, commit: str) -> list[RefRow]:
+    return [_ref(row) for row in db.execute(f"SELECT {_REF} FROM refs WHERE commit_id = ?", (commit,))]
+
+
 def flip(db: sqlite3.Connection, row: RefRow) -> None:
     body = row.to_json()
     db.execute(
