@@ -5,8 +5,10 @@ from __future__ import annotations
 import http.client
 import json
 import pathlib
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -146,6 +148,22 @@ def test_ranges_are_served_from_the_blob(start: Start) -> None:
     assert (status, body) == (206, TREE[UNET][100:300])
     assert headers["content-range"] == f"bytes 100-299/{len(TREE[UNET])}"
     assert headers["etag"] == f'"{objects.Digest.of(TREE[UNET]).hex}"'
+
+
+def test_who_waits_for_a_file_hears_that_it_is_on_its_way(hub: Hub, start: Start) -> None:
+    daemon, held = start(), threading.Event()
+    hub.misdeed(lambda _ask, _reply: held.wait(30) and None, server="cdn")
+    host, _, port = daemon.settings["page_listen"].rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as wire:
+        wire.sendall(
+            f"GET /{REPO}/resolve/main/{UNET} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
+        )
+        interim = b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert wire.recv(len(interim), socket.MSG_WAITALL) == interim
+        held.set()
+        answer = http.client.HTTPResponse(wire)
+        answer.begin()  # which passes over any more of them
+        assert (answer.status, answer.read()) == (200, TREE[UNET])
 
 
 def test_head_tells_all_and_fetches_nothing(hub: Hub, start: Start) -> None:

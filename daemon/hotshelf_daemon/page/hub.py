@@ -6,12 +6,13 @@ has the token may read whatever the daemon's own token may.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -20,6 +21,9 @@ from hotshelf_daemon.shelf import Shelf
 from hotshelf_shared.errors import AccessDenied, HotshelfError, NotFound, UnsafeContent
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+#: How often whoever waits for a file is told that it is on its way, seconds.
+SAY_S = 3.0
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _REPO = r"{org:[\w][\w.-]*}/{name:[\w][\w.-]*}"
 
@@ -90,7 +94,7 @@ class _Mirror:
             told |= {"ETag": f'"{file.version}"', "X-Linked-Size": str(file.size), "X-Linked-ETag": f'"{file.version}"'}
             if request.method == "HEAD":
                 return web.Response(headers={**told, "Content-Length": str(file.size), "Content-Type": _BYTES})
-        digest = await self._repositories.blob(repository, path)
+        digest = await _patiently(request, self._repositories.blob(repository, path))
         where = self._shelf.layout.path("blobs", "sha256", digest.hex[:2], digest.hex)
         response = web.FileResponse(where, headers={**told, "Content-Type": _BYTES})
         response["etag"] = told.get("ETag", "")
@@ -98,7 +102,19 @@ class _Mirror:
 
     async def _asked(self, request: web.Request) -> Repository:
         asked = request.match_info
-        return await self._repositories.at(asked["org"], asked["name"], asked.get("rev", "main"))
+        return await _patiently(request, self._repositories.at(asked["org"], asked["name"], asked.get("rev", "main")))
+
+
+async def _patiently(request: web.Request, work: Coroutine[Any, Any, T]) -> T:
+    """Clients give up what says nothing for ten seconds. Interim answers, which all of them pass over, say that it goes on."""
+    task = asyncio.ensure_future(work)
+    try:
+        while not (await asyncio.wait([task], timeout=SAY_S))[0]:
+            if request.transport is not None:
+                request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return task.result()
+    finally:
+        task.cancel()
 
 
 _BYTES = "application/octet-stream"
