@@ -80,6 +80,8 @@ class Shelf:
     unwritten: dict[str, LeaseRow] = field(default_factory=dict)
     #: The configured names that a wish, by its key, has below hub/.
     shown: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    #: The folders that it has below model_cache/.
+    folders: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def held_unwritten(self) -> set[Revision]:
         return {row.revision for row in self.unwritten.values() if row.revision is not None}

@@ -104,7 +104,7 @@ class Names:
         return found
 
     def folders(self) -> dict[str, tuple[str, ...]]:
-        """Wishes, by key, that show below model_cache/, and in which folders; not those whose name `models` or `loras` give away."""
+        """Wishes, by key, that show below model_cache/, and in which folders. A name that `models` or `loras` have has none."""
         found: dict[str, tuple[str, ...]] = {}
         for one in self._settings.cached.entries:
             if one.folder is not None and one.name not in {**self._settings.loras, **self._settings.models}:
