@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from hotshelf.cli import build, consumers, daemon, demo, index, leasing, shelf
+from hotshelf.cli import build, consumers, daemon, demo, index, leasing, shelf, truss
 from hotshelf.cli.verb import hotshelf
 
 __all__ = ["hotshelf", "run"]
 
-for verb in (*leasing.VERBS, *shelf.VERBS, *daemon.VERBS, *index.VERBS, *build.VERBS, *consumers.VERBS, *demo.VERBS):
-    hotshelf.add_command(verb)
+for group in (leasing, shelf, daemon, index, build, consumers, truss, demo):
+    for verb in group.VERBS:
+        hotshelf.add_command(verb)
 
 
 def run() -> NoReturn:
