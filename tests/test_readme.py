@@ -18,6 +18,7 @@ import hotshelf.demo
 from hotshelf_daemon.config import load
 from tests import objects
 from tests.daemon_process import Daemon
+from tests.faults.scripted_gcs import ScriptedGcs, service_account_key
 from tests.faults.scripted_origin import ScriptedOrigin
 from tests.servers.child import clean_environment
 from tests.servers.ports import free_ports
@@ -98,6 +99,7 @@ def test_no_block_of_the_readme_is_left_untested() -> None:
         "store:",
         "hotshelfd --config",
         "hotshelf acquire",
+        "hotshelf rollback",
         "openssl",
         "verify: required",
         "mirrors:",
@@ -106,6 +108,8 @@ def test_no_block_of_the_readme_is_left_untested() -> None:
         "import-truss",
         "s3:GetObject",
         "acquire_model_cache",
+        "hotshelf bake",
+        "gcs: {service_account_file",
         "credentials: {weights: hotshelf-origin}",  # tests/deploy renders it
         "helm install",
         "flowchart",
@@ -206,6 +210,23 @@ def test_push_and_acquire_as_shown(
     assert objects.read(held) == objects.model("readme")
 
 
+def test_a_changed_bucket_is_refreshed_rolled_back_and_refreshed_as_shown(
+    daemon: Daemon, seaweedfs: SeaweedFS, bucket: str, tmp_path: pathlib.Path
+) -> None:
+    key, text = "sdxl/scheduler/scheduler_config.json", block("sh", "hotshelf rollback")
+    old = daemon.acquire("sdxl").body["revision"]
+    with seaweedfs.client() as client:
+        data = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+        try:
+            client.put_object(Bucket=bucket, Key=key, Body=data + b"\n")
+            first, second, third = shell(text, tmp_path, dict(daemon.environment)).splitlines()
+        finally:
+            client.put_object(Bucket=bucket, Key=key, Body=data)
+    assert f"and was {old[:19]}" in first
+    assert f"went back to {old}" in second
+    assert third.endswith("follows its origin again")
+
+
 @pytest.mark.needs("openssl")
 def test_what_is_signed_as_shown_is_what_an_origin_that_requires_it_serves(
     seaweedfs: SeaweedFS, bucket: str, configuration: dict[str, object], tmp_path: pathlib.Path
@@ -221,6 +242,12 @@ def test_what_is_signed_as_shown_is_what_an_origin_that_requires_it_serves(
         lease = daemon.acquire(f"s3://{bucket}/signed").body
         assert objects.read(daemon.store / lease["path"]) == objects.model("signed")
         assert daemon.acquire(f"s3://{bucket}/sdxl").body["code"] == "integrity_error"
+
+
+def test_a_shelf_is_baked_as_shown(configuration: dict[str, object], tmp_path: pathlib.Path) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(configuration))
+    assert "sdxl" in shell(block("sh", "hotshelf bake"), tmp_path, clean_environment(HOME=str(tmp_path)))
+    assert (tmp_path / "shelf" / "index" / "index.db").exists()
 
 
 @pytest.mark.torch
@@ -258,6 +285,17 @@ def test_the_policy_allows_to_list_and_to_read_and_no_more() -> None:
         "s3:ListBucket": "arn:aws:s3:::weights",
         "s3:GetObject": "arn:aws:s3:::weights/*",
     }
+
+
+def test_a_bucket_of_google_s_is_configured_as_shown(tmp_path: pathlib.Path) -> None:
+    given = yaml.safe_load(block("yaml", "gcs: {service_account_file").replace("/etc/hotshelf", str(tmp_path)))
+    with ScriptedGcs() as server:
+        server.token = "a token"
+        server.objects |= {f"sdxl/{path}": data for path, data in objects.model("gcs").items()}
+        (tmp_path / "gcs.json").write_text(service_account_key(server.endpoint_url))
+        given["gcs"]["endpoint_url"] = server.endpoint_url
+        with Daemon(tmp_path / "d", **given) as daemon:
+            assert objects.read(daemon.store / daemon.acquire("sdxl").body["path"]) == objects.model("gcs")
 
 
 def test_the_index_is_inspected_as_shown(daemon: Daemon, configuration: dict[str, object], tmp_path: pathlib.Path) -> None:

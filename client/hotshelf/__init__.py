@@ -11,7 +11,7 @@ TYPE_CHECKING = False  # typing's constant, without the 15 ms that importing typ
 if TYPE_CHECKING:
     from hotshelf import errors
     from hotshelf.aio import AsyncClient
-    from hotshelf.client import Client, acquire, evict, pin, snapshots, status, unpin, verify
+    from hotshelf.client import Client, acquire, evict, pin, refresh, rollback, snapshots, status, unpin, verify
     from hotshelf.lease import Lease, Leases
     from hotshelf.pipelines import PipelineCache, explain, load_pipeline, swap_lora
     from hotshelf.warming import Warmed
@@ -31,6 +31,8 @@ __all__ = [
     "explain",
     "load_pipeline",
     "pin",
+    "refresh",
+    "rollback",
     "snapshots",
     "status",
     "swap_lora",
@@ -50,6 +52,8 @@ _HOMES = {
     "explain": "pipelines",
     "load_pipeline": "pipelines",
     "pin": "client",
+    "refresh": "client",
+    "rollback": "client",
     "snapshots": "client",
     "status": "client",
     "swap_lora": "pipelines",

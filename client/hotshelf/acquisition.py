@@ -71,10 +71,19 @@ def request(
     transport: Transport, body: Mapping[str, Any], *, deadline: Deadline, on_progress: OnProgress | None
 ) -> list[LeaseAnswer]:
     """Posts until the daemon grants or refuses, or the deadline passes. Raises what the daemon said."""
+    event = ready(transport, "/v1/leases", body, deadline=deadline, on_progress=on_progress)
+    granted = event["leases"] if isinstance(event.get("leases"), list) else [event.get("lease")]
+    return [LeaseAnswer.parse(one) for one in granted]
+
+
+def ready(
+    transport: Transport, path: str, body: Mapping[str, Any], *, deadline: Deadline, on_progress: OnProgress | None
+) -> dict[str, Any]:
+    """The ready event of a call that may be made again. Posts until it comes or is refused, or the deadline passes."""
     pause_s = PAUSE_FIRST_S
     while True:
         try:
-            return _post(transport, body, deadline, on_progress)
+            return _post(transport, path, body, deadline, on_progress)
         except DaemonUnavailable as error:
             if (left_s := deadline.left_s) <= 0:
                 raise DaemonUnavailable(
@@ -85,15 +94,14 @@ def request(
 
 
 def _post(
-    transport: Transport, body: Mapping[str, Any], deadline: Deadline, on_progress: OnProgress | None
-) -> list[LeaseAnswer]:
+    transport: Transport, path: str, body: Mapping[str, Any], deadline: Deadline, on_progress: OnProgress | None
+) -> dict[str, Any]:
     body = {**body, "timeout_s": max(deadline.left_s, 0.01)}
     until = deadline.at + GRACE_S
     with transport.connect(until) as channel:
-        for event in channel.events("POST", "/v1/leases", body, deadline=until):
+        for event in channel.events("POST", path, body, deadline=until):
             if event.get("event") == "ready":
-                granted = event["leases"] if isinstance(event.get("leases"), list) else [event.get("lease")]
-                return [LeaseAnswer.parse(one) for one in granted]
+                return event
             if event.get("event") == "progress" and on_progress is not None:
                 on_progress(Progress.parse(event))
     raise DaemonUnavailable(f"the stream from {transport.address} ended without an answer")

@@ -73,8 +73,11 @@ class AsyncClient:
         return Acquiring(partial(self._acquire, source, on_progress, asked))
 
     async def _acquire(self, source: Any, on_progress: OnProgress | None, asked: dict[str, Any]) -> Any:
-        loop = asyncio.get_running_loop()
+        return await self._followed(lambda client, tell: client.acquire(source, on_progress=tell, **asked), on_progress)
 
+    async def _followed(self, verb: Callable[[Client, OnProgress], T], on_progress: OnProgress | None) -> T:
+        """A verb that tells of its progress, in the event loop."""
+        loop = asyncio.get_running_loop()
         unwanted = threading.Event()
 
         def tell(progress: Progress) -> None:
@@ -84,7 +87,7 @@ class AsyncClient:
                 loop.call_soon_threadsafe(on_progress, progress)
 
         try:
-            return await self._run(lambda client: client.acquire(source, on_progress=tell, **asked))
+            return await self._run(lambda client: verb(client, tell))
         finally:
             unwanted.set()
 
@@ -143,6 +146,15 @@ class AsyncClient:
 
     async def evict(self, target: str) -> dict[str, Any]:
         return await self._run(lambda client: client.evict(target))
+
+    async def refresh(
+        self, source: str, *, timeout: float | None = 600, on_progress: OnProgress | None = None
+    ) -> dict[str, Any]:
+        """As `Client.refresh`. `on_progress` is called in the event loop."""
+        return await self._followed(lambda client, tell: client.refresh(source, timeout=timeout, on_progress=tell), on_progress)
+
+    async def rollback(self, source: str, *, dry_run: bool = False) -> dict[str, Any]:
+        return await self._run(lambda client: client.rollback(source, dry_run=dry_run))
 
     async def verify(self, target: str | None = None) -> dict[str, Any]:
         return await self._run(lambda client: client.verify(target))

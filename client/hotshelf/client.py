@@ -14,7 +14,7 @@ from typing import Any, Self, overload
 from urllib.parse import quote
 
 from hotshelf import embedded, handing
-from hotshelf.acquisition import Deadline, Globs, OnProgress, Wanted, compose
+from hotshelf.acquisition import Deadline, Globs, OnProgress, Wanted, compose, ready
 from hotshelf.granting import Granting
 from hotshelf.keeper import Keeper
 from hotshelf.lease import Lease, Leases
@@ -224,6 +224,26 @@ class Client:
         """Takes a snapshot, named by revision or source, off the shelf. Raises InUse while it is leased or pinned."""
         return self._ask("DELETE", f"/v1/snapshots/{_quoted(target)}")
 
+    def refresh(self, source: str, *, timeout: float | None = 600, on_progress: OnProgress | None = None) -> dict[str, Any]:
+        """Asks the origin of a source or name now, fetches what has changed, and takes it; ends a rollback.
+
+        ``{"source", "revision", "previous", "changed", "unfrozen", "pinned"}``. When it fails all stays as it was. `timeout`
+        in seconds.
+        """
+        deadline = Deadline.after(timeout)
+        event = ready(self.transport, "/v1/refresh", {"source": source}, deadline=deadline, on_progress=on_progress)
+        if not isinstance(found := event.get("refreshed"), dict):
+            raise HotshelfError("the answer to POST /v1/refresh has no refreshed")
+        return found
+
+    def rollback(self, source: str, *, dry_run: bool = False) -> dict[str, Any]:
+        """Returns a source or name to its previous revision, where it stays until `refresh`; once more, and it goes forth.
+
+        ``{"source", "revision", "previous", "dry_run", "refs"}``. Leases stay what they are. Raises NotFound when nothing from
+        before is held.
+        """
+        return self._ask("POST", "/v1/rollback", {"source": source, "dry_run": dry_run})
+
     def verify(self, target: str | None = None) -> dict[str, Any]:
         """Reads and hashes a snapshot, or everything: ``{"checked", "bytes", "damaged": […]}``."""
         body = {}
@@ -252,3 +272,4 @@ def _quoted(target: str) -> str:
 default = Client()
 acquire, status, snapshots = default.acquire, default.status, default.snapshots
 pin, unpin, evict, verify = default.pin, default.unpin, default.evict, default.verify
+refresh, rollback = default.refresh, default.rollback

@@ -28,6 +28,8 @@ from hotshelf_daemon.acquire import (
     Preparer,
     Published,
     Publisher,
+    Refreshing,
+    Turning,
 )
 from hotshelf_daemon.config import Loaded, Settings
 from hotshelf_daemon.index import file_system_of, open_index, set_aside
@@ -170,6 +172,7 @@ async def running(shelf: Shelf, stopping: asyncio.Event | None = None) -> AsyncI
         keeping=keeping,
         handing=server.Handing(hand_ins, binder, pipelines),
         bundling=server.Bundling(BundleBinder(shelf, names, bundles, hand_ins), bundles),
+        turns=server.Turns(Refreshing(shelf, names, preparer), Turning(shelf, names)),
         version=hotshelf_version(),
         began=time.monotonic(),
         keepers={},
@@ -177,7 +180,7 @@ async def running(shelf: Shelf, stopping: asyncio.Event | None = None) -> AsyncI
     await leasing.resume()
     hand_ins.resume()
     await keeping.pin_configured(name for name, model in settings.names.items() if model.pin or model.is_viewed)
-    await asyncio.to_thread(views.reconcile, shelf)
+    await views.reconcile(shelf)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(ingests.drain)
         stack.push_async_callback(freshness.stop)

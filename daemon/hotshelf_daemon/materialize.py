@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hotshelf_daemon import views
-from hotshelf_daemon.index import blobs, handed_in, leases, pipelines, snapshots
+from hotshelf_daemon.index import blobs, handed_in, leases, pipelines, rollbacks, snapshots
 from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import Layout, trees
@@ -25,6 +25,10 @@ class BlobsGone(Exception):
     def __init__(self, digests: set[Digest]) -> None:
         super().__init__(f"{len(digests)} blobs are not held")
         self.digests = digests
+
+
+class Turned(Exception):
+    """Its source was rolled back, or freed again, since this was resolved: it is not what the source stands for."""
 
 
 class Binding(Protocol):
@@ -76,12 +80,20 @@ class PipelineBinding:
 
 
 async def materialize(
-    shelf: Shelf, tree: Manifest, ref: RefRow, *, resolution: str = "", binding: Binding | None = None
+    shelf: Shelf,
+    tree: Manifest,
+    ref: RefRow,
+    *,
+    resolution: str = "",
+    binding: Binding | None = None,
+    rolled_back_at: float | None = None,
+    flips: bool = True,
 ) -> None:
     """Lays the tree out, then in one durable transaction: ready, named, and held by whoever waits for `resolution`.
 
     With `binding` it becomes a pipeline or a bundle in that same transaction. Raises BlobsGone when a blob is missing, and
-    Conflict when the key stands for another tree that stays; then nothing has changed.
+    Conflict when the key stands for another tree that stays; then nothing has changed. So does Turned, unless the source was
+    rolled back at `rolled_back_at`, or is not when that is None. With `flips` False it is made ready, and not named.
     """
     async with shelf.hand:
         lacking = set(tree.blobs()) - shelf.index.read(lambda db: blobs.sizes(db, tree.blobs())).keys()
@@ -89,26 +101,31 @@ async def materialize(
             raise BlobsGone(lacking)
         if binding is not None:
             binding.check_free(shelf)
-        await shelf.hand.finish(_carry_out(shelf, tree, ref, resolution, binding))
+        if shelf.index.read(lambda db: rollbacks.moment(db, ref.source)) != rolled_back_at:
+            raise Turned
+        await shelf.hand.finish(_carry_out(shelf, tree, ref if flips else None, resolution, binding))
 
 
-async def _carry_out(shelf: Shelf, tree: Manifest, ref: RefRow, resolution: str, binding: Binding | None) -> None:
+async def _carry_out(shelf: Shelf, tree: Manifest, ref: RefRow | None, resolution: str, binding: Binding | None) -> None:
     def on_disk() -> None:
         trees.lay_out(shelf.layout, tree)
-        trees.write_json(shelf.layout, "refs", ref.wish, ref.to_json())
+        if ref is not None:
+            trees.write_json(shelf.layout, "refs", ref.wish, ref.to_json())
         if binding is not None:
             binding.on_disk(shelf.layout)
 
     def in_index(db: sqlite3.Connection) -> list[str]:
         snapshots.add(db, tree)
         stale = [] if binding is None else binding.in_index(db)
-        snapshots.flip(db, ref)
+        if ref is not None:
+            snapshots.flip(db, ref)
         leases.bind(db, resolution, tree.revision)
         snapshots.close_resolution(db, resolution)
         return stale
 
     await asyncio.to_thread(on_disk)
     stale = await shelf.index.write(in_index, durable=True)
-    await asyncio.to_thread(views.show, shelf, ref)
-    for wish in set(stale) - {ref.wish}:
+    if ref is not None:
+        await views.show(shelf, [ref])
+    for wish in set(stale) - {ref.wish if ref is not None else ""}:
         await asyncio.to_thread(trees.drop_record, shelf.layout, "refs", f"{wish}.json")

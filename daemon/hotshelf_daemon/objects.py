@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Algorithm = Literal["CRC-64/NVME", "CRC32C"]
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """What all bytes of an object come to, as its origin keeps it."""
+
+    algorithm: Algorithm
+    value: int
+
+    @classmethod
+    def crc64nvme(cls, value: int) -> Checksum:
+        return cls("CRC-64/NVME", value)
+
+    @classmethod
+    def crc32c(cls, value: int) -> Checksum:
+        return cls("CRC32C", value)
 
 
 @dataclass(frozen=True, slots=True)
 class OriginObject:
-    """`size` in bytes; `version` is its ETag or what serves as one, "" where the origin gives none."""
+    """`size` in bytes; `version` is its ETag or what serves as one, "" where the origin gives none.
+
+    `checksum` is what the origin says of it unasked; where it says nothing, its port can be asked.
+    """
 
     key: str
     size: int
     version: str
+    checksum: Checksum | None = None

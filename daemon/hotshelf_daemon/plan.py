@@ -45,6 +45,12 @@ class Resolution:
     built: Built | None = None
     #: What a trusted key has signed, where the origin's configuration requires that: every file of it will be held to it.
     vouched: Vouched | None = None
+    #: The revision of the published manifest, which has these files and those that patterns and policy left out.
+    release: Revision | None = None
+    #: When its source had been rolled back as this was resolved; None when it had not. Then it is what the source is to stay
+    #: at, unless it does not flip: then it is what the origin has now, for a refresh.
+    rolled_back_at: float | None = None
+    flips: bool = True
 
     @cached_property
     def id(self) -> str:
@@ -91,6 +97,61 @@ def missing(resolutions: Iterable[Resolution], held: Mapping[Digest, int]) -> li
                 item = Missing(resolution.origin, file.object, file.digest)
                 wanted.setdefault(item.key, item)
     return sorted(wanted.values(), key=lambda item: (-item.object.size, item.object.key))
+
+
+# ---- going back
+
+
+@dataclass(frozen=True, slots=True)
+class HeldRef:
+    """What one want of a source stands for, as rolling back sees it: the tree it names, and the one before if that is ready.
+
+    `release` and `release_before` are the published manifests that they were taken from, as far as they were published.
+    """
+
+    wish: str
+    flipped_at: float
+    tree: Manifest
+    release: Revision | None
+    before: Manifest | None
+    release_before: Revision | None
+
+
+@dataclass(frozen=True, slots=True)
+class WayBack:
+    """Wishes by what becomes of them: `lead` and `back` go back, `stay` are of that time already, `lost` are forgotten."""
+
+    lead: str
+    back: tuple[str, ...] = ()
+    stay: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+
+
+def way_back(refs: Sequence[HeldRef], named: str) -> WayBack | None:
+    """All wants of a source to one time: that before the last change of the wish `named`, else of the one that changed last.
+
+    What was taken of the source under other patterns agrees with it when it comes of the same published manifest, else when
+    no file that both have differs. None when nothing can go back.
+    """
+    able = [ref for ref in refs if ref.before is not None]
+    if not able:
+        return None
+    lead = max(able, key=lambda ref: (ref.wish == named, ref.flipped_at, len(ref.tree)))
+    assert lead.before is not None
+
+    def agrees(tree: Manifest | None, release: Revision | None) -> bool:
+        if tree is None or lead.before is None:
+            return False
+        if release is not None and lead.release_before is not None:
+            return release == lead.release_before
+        return all(tree[path].digest == lead.before[path].digest for path in tree.keys() & lead.before.keys())
+
+    ways: dict[str, list[str]] = {"back": [], "stay": [], "lost": []}
+    for ref in refs:
+        if ref is not lead:
+            stays, goes = agrees(ref.tree, ref.release), agrees(ref.before, ref.release_before)
+            ways["stay" if stays else "back" if goes else "lost"].append(ref.wish)
+    return WayBack(lead.wish, **{way: tuple(wishes) for way, wishes in ways.items()})
 
 
 # ---- room

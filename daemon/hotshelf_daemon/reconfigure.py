@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from hotshelf_daemon.acquire import Names
 from hotshelf_daemon.config import Loaded, Settings, watched
+from hotshelf_daemon.origin.gcs_key import ServiceAccountKey
 from hotshelf_daemon.provenance import Keyring
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import Layout
@@ -41,6 +42,8 @@ def check(settings: Settings, layout: Layout) -> None:
         )
     if settings.bundles.key_file is not None:
         bundle_key(layout, settings.bundles.key_file)
+    if settings.gcs.service_account_file is not None:
+        ServiceAccountKey.read(settings.gcs.service_account_file)
     Keyring.of(settings)
     Names(settings).configured()
 

@@ -17,6 +17,7 @@ from hotshelf_daemon.config import Settings, share_of
 from hotshelf_daemon.index import Index, blobs
 from hotshelf_daemon.index.leases import LeaseRow
 from hotshelf_daemon.metrics import Metrics
+from hotshelf_daemon.provenance import Keyring
 from hotshelf_daemon.store import Layout
 from hotshelf_shared.digest import Revision
 
@@ -82,6 +83,11 @@ class Shelf:
     shown: dict[str, tuple[str, ...]] = field(default_factory=dict)
     #: The folders that it has below model_cache/.
     folders: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    #: Raises BadConfiguration when the keys that origins require cannot be read.
+    keyring: Keyring = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.keyring = Keyring.of(self.settings)
 
     def held_unwritten(self) -> set[Revision]:
         return {row.revision for row in self.unwritten.values() if row.revision is not None}

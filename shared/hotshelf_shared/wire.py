@@ -87,8 +87,8 @@ class AcquireRequest:
         return cls(
             wishes=tuple(Wish.parse(one, body) for one in listed),
             several=several,
-            timeout_s=_seconds(body, "timeout_s", DEFAULT_TIMEOUT_S),
-            hold_s=_seconds(body, "hold_s", 0) or None,
+            timeout_s=seconds(body, "timeout_s", DEFAULT_TIMEOUT_S),
+            hold_s=seconds(body, "hold_s", 0) or None,
             client=_client(body.get("client")),
         )
 
@@ -242,7 +242,8 @@ def _object(value: object, known: tuple[str, ...], what: str) -> dict[str, Any]:
     return value
 
 
-def _seconds(body: Mapping[str, Any], name: str, default: float) -> float:
+def seconds(body: Mapping[str, Any], name: str, default: float) -> float:
+    """A duration of a request. Raises InvalidRequest."""
     value = body.get(name)
     if value is None:
         return default

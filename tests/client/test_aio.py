@@ -126,12 +126,19 @@ def test_the_other_verbs_are_awaitable(client: AsyncClient, daemon: FakeDaemon) 
         daemon.looks["GET", f"/v1/{name}"] = lambda _: Reply({"revision": "sha256:ab"})
     daemon.looks["PUT", "/v1/pins/sdxl"] = daemon.looks["DELETE", "/v1/pins/sdxl"] = lambda _: Reply({})
     daemon.looks["DELETE", "/v1/snapshots/sdxl"] = daemon.looks["POST", "/v1/verify"] = lambda _: Reply({"n": 1})
+    daemon.looks["POST", "/v1/rollback"] = lambda request: Reply(request.body)
+    ready = {"event": "ready", "refreshed": {"n": 2}}
+    daemon.looks["POST", "/v1/refresh"] = lambda _: Reply(lines=[{"event": "progress", "phase": "fetch"}, ready])
+    seen: list[str] = []
 
     async def main() -> None:
         assert [await client.snapshots(), await client.pins(), await client.transfers()] == [[], [], []]
         assert await client.status() == await client.health() == await client.snapshot("sdxl")
         assert [await client.pin("sdxl"), await client.unpin("sdxl")] == [{}, {}]
         assert [await client.evict("sdxl"), await client.verify("sdxl")] == [{"n": 1}, {"n": 1}]
+        assert await client.rollback("sdxl", dry_run=True) == {"source": "sdxl", "dry_run": True}
+        assert await client.refresh("sdxl", on_progress=lambda progress: seen.append(progress.phase)) == {"n": 2}
+        assert seen == ["fetch"]
         with pytest.raises(NotFound):
             await client.evict("style")
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -16,13 +17,13 @@ from hotshelf.cli import hotshelf
 from hotshelf.cli.output import FORMATS, table
 from hotshelf.transport import Reply, Request
 from hotshelf_shared.digest import Digest
-from hotshelf_shared.errors import BY_CODE, AccessDenied, HotshelfError
+from hotshelf_shared.errors import BY_CODE, AccessDenied, HotshelfError, OriginUnavailable
 from hotshelf_shared.recipe import LoraRecipe, Recipe
 
 from .conftest import Run
 from .fakes import FakeDaemon, UnixServer
 
-REVISION = Digest.of(b"sdxl")
+REVISION, OTHER = Digest.of(b"sdxl"), Digest.of(b"sdxl before")
 SNAPSHOT = {
     "revision": REVISION,
     "path": f"snapshots/{REVISION.hex}",
@@ -53,7 +54,7 @@ VERBS = dict(commands(hotshelf))
 class TestEveryVerb:
     def test_the_verbs_of_the_contract_are_there(self) -> None:
         assert set(VERBS) >= {
-            *("acquire", "ls", "show", "pin", "unpin", "evict", "health", "doctor", "push"),
+            *("acquire", "ls", "show", "pin", "unpin", "evict", "refresh", "rollback", "health", "doctor", "push"),
             *("config show", "config validate", "db uri", "db query", "db export"),
         }
 
@@ -63,7 +64,7 @@ class TestEveryVerb:
         assert f"hotshelf {name}" in shown.split("Example:")[1]
         assert f"[{'|'.join(FORMATS)}]" in shown
 
-    @pytest.mark.parametrize("name", ["evict", "unpin"])
+    @pytest.mark.parametrize("name", ["evict", "unpin", "rollback"])
     def test_what_destroys_has_a_dry_run(self, name: str) -> None:
         assert "dry_run" in {parameter.name for parameter in VERBS[name].params}
 
@@ -150,6 +151,18 @@ class TestTheShelf:
         assert run("ls", "--format", "quiet").stdout == f"{REVISION}\n"
         assert json.loads(run("ls", "--format", "json").stdout)["snapshots"] == [SNAPSHOT]
 
+    def test_ls_shows_age_and_freshness(self, run: Run, daemon: FakeDaemon) -> None:
+        refs = [{"freshness": "rolled_back"}, {"freshness": "rolled_back"}, {"freshness": "immutable"}]
+        aged = {**SNAPSHOT, "age_s": 7_300.0, "checked_s": 59.6, "freshness": "rolled_back", "refs": refs}
+        before = {**SNAPSHOT, "sources": [], "refs": [], "age_s": None, "checked_s": None, "freshness": "previous"}
+        daemon.looks["GET", "/v1/snapshots"] = lambda _: Reply({"snapshots": [aged, before]})
+        head, line, other = run("ls").stdout.splitlines()
+        assert re.search(r"AGE +CHECKED +FRESHNESS", head)
+        assert re.search(r" 2 h +60 s +rolled back, immutable  ", line)
+        assert line.index("rolled back") == other.index("previous") == head.index("FRESHNESS")
+        daemon.looks["GET", "/v1/snapshots/sdxl"] = lambda _: Reply(aged)
+        assert "freshness rolled back, immutable, here for 2 h\n" in run("show", "sdxl").stdout
+
     def test_an_empty_shelf_prints_nothing_and_says_what_to_do(self, run: Run, daemon: FakeDaemon) -> None:
         daemon.looks["GET", "/v1/snapshots"] = lambda _: Reply({"snapshots": []})
         result = run("ls")
@@ -192,6 +205,52 @@ class TestTheShelf:
         assert run("unpin", "sdxl", "--dry-run").stdout == "would unpin sdxl\n"
         assert run("unpin", "other", "--dry-run").exit_code == 3
         assert {daemon.requests.get().method for _ in range(daemon.requests.qsize())} == {"GET"}
+
+    @pytest.mark.parametrize(
+        ("more", "said"),
+        [
+            ({}, f"s3://weights/sdxl is {REVISION} as before\n"),
+            ({"changed": True}, f"s3://weights/sdxl is {REVISION}; what else is held of it has changed\n"),
+            ({"previous": None, "changed": True}, f"s3://weights/sdxl is {REVISION}, fetched\n"),
+            (
+                {"previous": OTHER, "changed": True, "unfrozen": True},
+                f"s3://weights/sdxl is {REVISION}, and was {OTHER[:19]}, and follows its origin again\n",
+            ),
+            ({"pinned": True}, "s3://weights/sdxl names its revision: that never changes\n"),
+        ],
+    )
+    def test_refresh_says_what_became_of_it(self, run: Run, daemon: FakeDaemon, more: dict[str, Any], said: str) -> None:
+        done = {"source": "s3://weights/sdxl", "revision": REVISION, "previous": REVISION, **more}
+        progress = {"event": "progress", "phase": "fetch", "bytes_done": 3, "bytes_total": 6, "rate_bytes_s": 3.0}
+        daemon.looks["POST", "/v1/refresh"] = lambda _: Reply(lines=[progress, {"event": "ready", "refreshed": done}])
+        shown = run("refresh", "sdxl", "--timeout", "90")
+        assert (shown.exit_code, shown.stdout) == (0, said)
+        assert "fetch" in shown.stderr
+        body = daemon.asked("POST", "/v1/refresh").body
+        assert (body["source"], 80 < body["timeout_s"] <= 90) == ("sdxl", True)
+        assert run("refresh", "sdxl", "--format", "quiet").stdout == f"{REVISION}\n"
+        assert json.loads(run("refresh", "sdxl", "--format", "json").stdout) == done
+
+    def test_a_refresh_that_fails_ends_with_its_code(self, run: Run, daemon: FakeDaemon) -> None:
+        problem = OriginUnavailable("it is off").to_problem()
+        daemon.looks["POST", "/v1/refresh"] = lambda _: Reply(lines=[{"event": "error", "problem": problem}])
+        result = run("refresh", "sdxl")
+        assert (result.exit_code, result.stdout) == (75, "")
+        assert "it is off" in result.stderr
+
+    def test_rollback_says_where_it_went_and_what_is_fetched_anew(self, run: Run, daemon: FakeDaemon) -> None:
+        def answer(request: Request) -> Reply:
+            done = {"source": "s3://weights/sdxl", "revision": REVISION, "previous": OTHER, "refs": [{"way": "forgotten"}]}
+            return Reply({**done, "dry_run": request.body["dry_run"]})
+
+        daemon.looks["POST", "/v1/rollback"] = answer
+        first, second = run("rollback", "sdxl").stdout.splitlines()
+        assert first == f"s3://weights/sdxl went back to {REVISION} from {OTHER[:19]}"
+        assert second.endswith("if it was published: 1")
+        assert run("rollback", "sdxl", "--dry-run").stdout.startswith(f"s3://weights/sdxl would go back to {REVISION}")
+        assert run("rollback", "sdxl", "--format", "quiet").stdout == f"{REVISION}\n"
+        asked = [daemon.requests.get().body for _ in range(daemon.requests.qsize())]
+        assert asked == [{"source": "sdxl", "dry_run": dry_run} for dry_run in (False, True, False)]
 
     def test_evict_says_what_it_freed(self, run: Run, daemon: FakeDaemon) -> None:
         daemon.looks["DELETE", "/v1/snapshots/sdxl"] = lambda _: Reply({"revision": REVISION, "freed_bytes": 1000})

@@ -272,9 +272,18 @@ class TestTheOtherVerbs:
     def test_an_answer_of_another_shape_is_a_typed_error(self, client: Client, daemon: FakeDaemon) -> None:
         daemon.looks["GET", "/v1/snapshots"] = lambda _: Reply({"snapshots": "none"})
         daemon.looks["GET", "/v1/status"] = lambda _: Reply([1])
-        for look in (client.snapshots, client.status):
+        daemon.looks["POST", "/v1/refresh"] = lambda _: Reply(lines=[{"event": "ready"}])
+        for look in (client.snapshots, client.status, lambda: client.refresh("sdxl")):
             with pytest.raises(HotshelfError):
                 look()
+
+    def test_a_refresh_waits_for_a_daemon_that_is_restarted(self, client: Client, daemon: FakeDaemon) -> None:
+        def once(_: Request) -> Reply:
+            daemon.looks["POST", "/v1/refresh"] = lambda _: Reply(lines=[{"event": "ready", "refreshed": {"changed": True}}])
+            raise HangUp
+
+        daemon.looks["POST", "/v1/refresh"] = once
+        assert client.refresh("sdxl", timeout=30) == {"changed": True}
 
     def test_a_name_is_verified_by_its_revision(self, client: Client, daemon: FakeDaemon) -> None:
         daemon.looks["GET", "/v1/snapshots/sdxl"] = lambda _: Reply({"revision": "sha256:ab"})

@@ -16,6 +16,7 @@ from hotshelf.client import Client
 from hotshelf.transport import Reply
 from hotshelf_daemon.config import Settings, load
 from hotshelf_shared.errors import BadConfiguration, NotFound
+from tests.faults.scripted_gcs import service_account_key
 
 from .conftest import Run
 from .fakes import FakeDaemon
@@ -81,8 +82,8 @@ def test_what_it_prints_is_a_configuration_that_names_what_truss_caches(run: Run
 def test_credentials_stay_in_their_files_wherever_data_is(run: Run, truss: Path, tmp_path: Path) -> None:
     assert imported(run, truss)["config"]["origins"]["truss"] == {"buckets": ["tuned"], "unsigned": True}
     assert imported(run, truss)["config"]["gcs"] == {"unsigned": True}
-    for name in ("s3_credentials.json", "service_account.json"):
-        (truss / "data" / name).write_text(json.dumps(ACCOUNT))
+    (truss / "data" / "s3_credentials.json").write_text(json.dumps(ACCOUNT))
+    (truss / "data" / "service_account.json").write_text(service_account_key("http://127.0.0.1:1"))
     found = imported(run, truss)["config"]
     assert found["origins"]["truss"]["credentials_file"] == str(truss / "data" / "s3_credentials.json")
     assert found["gcs"] == {"service_account_file": str(truss / "data" / "service_account.json")}
@@ -146,10 +147,14 @@ def test_a_file_that_cannot_be_used_is_78_with_the_place(run: Run, truss: Path, 
 
 def test_a_malformed_account_is_78_by_its_field(run: Run, truss: Path) -> None:
     (truss / "data" / "s3_credentials.json").write_text(json.dumps({**ACCOUNT, "aws_access_key_id": [SECRET]}))
-    result = run("import-truss", str(truss / "config.yaml"))
-    assert result.exit_code == 78
-    assert "aws_access_key_id" in result.stderr
-    assert SECRET not in result.output
+    key = json.loads(service_account_key("http://127.0.0.1:1"))
+    (truss / "data" / "service_account.json").write_text(json.dumps({**key, "client_email": None, "private_key": SECRET}))
+    for field, file in (("aws_access_key_id", "s3_credentials.json"), ("client_email", "service_account.json")):
+        result = run("import-truss", str(truss / "config.yaml"))
+        assert result.exit_code == 78
+        assert field in result.stderr
+        assert SECRET not in result.output
+        (truss / "data" / file).unlink()
 
 
 def test_a_file_that_is_not_there_is_a_usage_error(run: Run, tmp_path: Path) -> None:

@@ -176,11 +176,21 @@ def test_a_secret_in_the_environment_is_text_whatever_it_looks_like(secret: str)
 
 
 @pytest.mark.parametrize(
-    "mirror", ["cdn.example.com", "ftp://cdn", "https://", "https://cdn/{bucket}", "https://cdn/{key}/{name}"]
+    "mirror",
+    [
+        "cdn.example.com",
+        "ftp://cdn",
+        "https://",
+        "https://cdn/{bucket}",
+        "https://cdn/{key}/{name}",
+        "https://cdn?token=x",
+        "https://cdn/{key}?token=x",
+        "https://cdn#x",
+    ],
 )
 def test_a_mirror_is_an_address_below_which_keys_lie_or_that_has_one_in_it(mirror: str) -> None:
     assert "mirrors" in refusal(origins={"b2": {"mirrors": [mirror]}}).message
-    good = ["https://cdn", "http://weed:8333/s3", "https://cdn/file/{bucket}/{key}", "https://cdn/{key}?v=1"]
+    good = ["https://cdn", "http://weed:8333/s3", "https://cdn/file/{bucket}/{key}", "https://{bucket}.cdn/{key}"]
     assert of(origins={"b2": {"mirrors": good}}).settings.origins["b2"].mirrors == good
 
 
@@ -203,6 +213,33 @@ def test_credentials_in_an_endpoint_are_refused_without_being_repeated(file: pat
     url = f"https://user:{SECRET}@s3.example.com"
     for origin in ({"endpoint_url": url}, {"mirrors": [url]}):
         assert "credentials" in refusal(config=written(file, {"origins": {"b2": origin}})).message
+
+
+# ---- Google Cloud Storage
+
+
+def test_the_emulator_s_variable_leads_there_unsigned_and_is_shown_to_do_so(file: pathlib.Path) -> None:
+    for given, meant in (("gcs:4443", "http://gcs:4443"), ("https://gcs", "https://gcs")):
+        loaded = of({"STORAGE_EMULATOR_HOST": given}, config=written(file, {"gcs": {"project": "p"}}))
+        gcs = loaded.settings.gcs
+        assert (gcs.endpoint_url, gcs.unsigned, gcs.project) == (meant, True, "p")
+        assert ("gcs.endpoint_url", meant, "environment STORAGE_EMULATOR_HOST") in loaded.rows()
+        assert ("gcs.project", "p", f"file {file}") in loaded.rows()
+
+
+def test_settings_of_google_s_come_from_the_environment_too() -> None:
+    env = {"HOTSHELF_GCS__SERVICE_ACCOUNT_FILE": "/etc/gcs.json", "HOTSHELF_GCS__MAX_CONNECTIONS": "3"}
+    settings = of(env).settings
+    assert settings.gcs.service_account_file == "/etc/gcs.json"
+    assert (settings.connections_of("gcs"), settings.connections_of("b2")) == (3, 16)
+
+
+def test_wrong_settings_of_google_s_are_named_and_not_repeated(file: pathlib.Path) -> None:
+    url = f"https://user:{SECRET}@storage.example.com"
+    assert "service_account_file" in refusal(config=written(file, {"gcs": {"endpoint_url": url}})).message
+    assert "gcs.endpoint_url" in refusal(config=written(file, {"gcs": {"endpoint_url": "https://a:b"}})).message
+    assert "service_account_file" in refusal(config=written(file, {"gcs": {"service_acount_file": "/x"}})).hint
+    assert "gcs.max_connections" in refusal(config=written(file, {"gcs": {"max_connections": 0}})).message
 
 
 # ---- signatures

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pathlib
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -22,6 +23,9 @@ from hotshelf_daemon.acquire import (
     Pipelines,
     Preparer,
     Published,
+    Refreshing,
+    Turning,
+    Want,
 )
 from hotshelf_daemon.config import Settings
 from hotshelf_daemon.index import Index, leases
@@ -52,22 +56,36 @@ class OneOrigin:
 class House:
     """Everything below the edges, on a store of its own."""
 
-    def __init__(self, folder: pathlib.Path, index_type: type[Index] = Index, **settings: Any) -> None:
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        index_type: type[Index] = Index,
+        origin_type: type[MemoryOrigin] = MemoryOrigin,
+        clock: Callable[[], float] = time.monotonic,
+        **settings: Any,
+    ) -> None:
         self.settings = Settings.model_validate({"store": str(folder / "store"), **settings})
         self.layout = Layout(self.settings.store)
         (folder / "index").mkdir()
         self.index = index_type(str(folder / "index" / "index.db"))
         self.shelf = Shelf(self.settings, self.layout, self.index, Metrics("test"), b"key")
-        self.origin = MemoryOrigin()
+        self.origin = origin_type()
         self.ingests = Ingests(self.shelf)
         directory: Any = OneOrigin(self.origin)
         pipelines = Pipelines(self.shelf, Published(self.shelf, directory))
         self.preparer = Preparer(self.shelf, directory, self.ingests, pipelines)
         self.leasing = Leasing(self.shelf)
-        names = Names(self.settings)
-        freshness, keeping = Freshness(self.shelf, self.preparer), Keeping(self.shelf, names, self.preparer)
+        self.names = names = Names(self.settings)
+        self.freshness, keeping = Freshness(self.shelf, self.preparer, clock), Keeping(self.shelf, names, self.preparer)
+        self.refreshing, self.turning = Refreshing(self.shelf, names, self.preparer), Turning(self.shelf, names)
         bundles = Bundles(self.shelf, keeping.condemn)
-        self.desk = Desk(self.shelf, names, self.preparer, freshness, self.leasing, pipelines=pipelines, bundles=bundles)
+        self.desk = Desk(self.shelf, names, self.preparer, self.freshness, self.leasing, pipelines=pipelines, bundles=bundles)
+
+    def want(self, source: str) -> Want:
+        return self.names.want(Wish(Source.parse(source)))
+
+    async def refresh(self, source: str) -> dict[str, Any]:
+        return await self.refreshing.refresh(source, Gauge(source), timeout_s=20, is_admin=True)
 
     async def acquire(self, source: str) -> LeaseAnswer:
         (answer,) = await self.desk.acquire(AcquireRequest((Wish(Source.parse(source)),)), PEER, Gauge(source))
@@ -92,6 +110,7 @@ def run(folder: pathlib.Path, story: Callable[[House], Coroutine[Any, Any, None]
             async with asyncio.timeout(30):
                 await story(house)
         finally:
+            await house.freshness.stop()
             house.close()
 
     asyncio.run(within())

@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 import pytest
-from awscrt.checksums import crc64nvme
+from awscrt.checksums import crc32c, crc64nvme
 
 from hotshelf_daemon.ingest import frontier as frontier_module
 from hotshelf_daemon.ingest import segment
 from hotshelf_daemon.ingest.frontier import Frontier
 from hotshelf_daemon.ingest.segment import Job, Meter, Run, Stopped
-from hotshelf_daemon.objects import OriginObject
+from hotshelf_daemon.objects import Checksum, OriginObject
 from hotshelf_daemon.origin import Body, Changed, MemoryOrigin
 from hotshelf_shared.digest import Digest
 from hotshelf_shared.errors import InsufficientSpace, OriginUnavailable
@@ -76,7 +76,7 @@ def job(origin: MemoryOrigin, fd: int, attempts: int = 3) -> Job:
 @pytest.mark.parametrize("seed", range(5))
 def test_segments_in_any_order_give_the_digest_of_the_whole(fd: int, seed: int) -> None:
     os.pwrite(fd, DATA, 0)
-    frontier, order = Frontier(fd, len(DATA)), ranges(13)
+    frontier, order = Frontier(fd, len(DATA), kept=Checksum.crc32c(0)), ranges(13)
     random.Random(seed).shuffle(order)
     for start, stop in order:
         owns = frontier.own(start)
@@ -85,7 +85,8 @@ def test_segments_in_any_order_give_the_digest_of_the_whole(fd: int, seed: int) 
             frontier.disown()
         frontier.arrived(start, stop, crc64nvme(DATA[start:stop]))
     assert frontier.digest() == Digest.of(DATA)
-    assert frontier.crc64nvme() == crc64nvme(DATA)
+    assert frontier.checksum("CRC-64/NVME") == Checksum.crc64nvme(crc64nvme(DATA))
+    assert frontier.checksum("CRC32C") == Checksum.crc32c(crc32c(DATA))
 
 
 def test_only_one_thread_owns_the_hash_and_only_at_the_frontier(fd: int) -> None:
@@ -104,10 +105,10 @@ def test_where_others_are_to_hash_nobody_owns_it(fd: int) -> None:
 
 
 def test_a_digest_is_never_given_for_a_part(fd: int) -> None:
-    frontier = Frontier(fd, len(DATA))
+    frontier = Frontier(fd, len(DATA), kept=Checksum.crc32c(0))
     frontier.arrived(0, 100, crc64nvme(DATA[:100]))
     frontier.arrived(200, len(DATA), crc64nvme(DATA[200:]))
-    for whole in (frontier.digest, frontier.crc64nvme):
+    for whole in (frontier.digest, lambda: frontier.checksum("CRC-64/NVME"), lambda: frontier.checksum("CRC32C")):
         with pytest.raises(AssertionError):
             whole()
 

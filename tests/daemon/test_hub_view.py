@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests import objects
+from tests import objects, signing
 from tests.conftest import BUCKET
 from tests.daemon.conftest import MakeDaemon, Put
 from tests.daemon.looking import blobs_on_disk, granted, names_in, refused, rows
@@ -90,6 +90,17 @@ def test_a_new_revision_takes_the_ref_and_leaves_the_old_commit_to_its_readers(m
     assert main.read_text() == commit
 
 
+def test_what_is_rolled_back_and_refreshed_shows_so(make: Any, source: str, put: Put) -> None:
+    daemon, later = make(models={"sdxl": {"source": source}}), objects.model("later")
+    granted(daemon.acquire("sdxl"))
+    put(objects.published(later))
+    main = daemon.store / "hub" / "models--shelf--sdxl" / "refs" / "main"
+    commit = objects.manifest_of(later).revision.hex[:40]
+    for call, expected in (("refresh", commit), ("rollback", COMMIT), ("refresh", commit)):
+        granted(daemon.call("POST", f"/v1/{call}", {"source": "sdxl"}))
+        assert main.read_text() == expected
+
+
 def test_what_is_evicted_leaves_nothing_behind(make: Any, source: str) -> None:
     daemon = make(models={"sdxl": {"source": source}})
     lease = granted(daemon.acquire("sdxl"))
@@ -153,7 +164,7 @@ def test_a_view_that_was_tampered_with_is_whole_after_a_start(shown: Daemon) -> 
     link.symlink_to("/etc/passwd")
     stranger = shown.store / "hub" / "models--any--thing" / "snapshots" / ("1" * 40)
     stranger.mkdir(parents=True)
-    (stranger / "x").symlink_to("../../../../blobs/sha256/ab/nothing")
+    (stranger / "x").symlink_to(f"../../../../blobs/sha256/ab/{'ab' * 32}")
     shown.start()
     assert objects.read(repository / "snapshots" / COMMIT) == TREE
     assert (repository / "refs" / "main").read_text() == COMMIT
@@ -190,6 +201,37 @@ def test_a_folder_that_cannot_be_written_costs_the_view_and_not_the_lease(make: 
     assert "does not show" in daemon.log_text
     daemon.restart()
     granted(daemon.acquire("sdxl"))
+
+
+def test_what_another_put_there_is_left_alone_and_stops_nothing(shown: Daemon) -> None:
+    theirs = shown.store / "hub" / "models--other--thing"
+    objects.write(theirs / "snapshots" / ("1" * 40), {"config.json": b"{}"})
+    (theirs / "refs").mkdir()
+    (theirs / "refs" / "main").write_text("1" * 40)
+    shown.restart()
+    assert (theirs / "snapshots" / ("1" * 40) / "config.json").exists()
+    assert commits(shown, "sdxl") == [COMMIT]
+
+
+def test_a_name_that_came_to_mean_something_else_does_not_show_what_it_meant(shown: Daemon, put: Put) -> None:
+    shown.restart(models={"sdxl": {"source": put(objects.model("b"), "-b")}})
+    assert names_in(shown, "hub") == []
+
+
+def test_what_must_be_signed_by_now_and_is_not_does_not_show(shown: Daemon, tmp_path: pathlib.Path) -> None:
+    signing.pair(tmp_path, "key")
+    origin = {**shown.settings["origins"]["weed"], "verify": "required", "keys": [str(tmp_path / "key.pub")]}
+    shown.restart(origins={"weed": origin})
+    refused(shown.acquire("sdxl"), "integrity_error")
+    assert names_in(shown, "hub") == []
+
+
+def test_files_with_the_longest_names_show(make: Any, put: Put) -> None:
+    tree = {**TREE, f"{'x' * 250}.json": b"{}"}
+    daemon = make(models={"long": {"source": put(tree)}})
+    granted(daemon.acquire("long"))
+    assert objects.read(daemon.store / "hub" / "models--shelf--long" / "snapshots" / commits(daemon, "long")[0]) == tree
+    assert names_in(daemon, "ingest") == []
 
 
 # ---- programs that know nothing of us

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hotshelf_daemon import plan
 from hotshelf_daemon.objects import OriginObject
-from hotshelf_daemon.plan import Eviction, HeldSnapshot, Holdings, Resolution, WantedFile
+from hotshelf_daemon.plan import Eviction, HeldRef, HeldSnapshot, Holdings, Resolution, WantedFile, WayBack, way_back
 from hotshelf_shared.digest import Digest, Revision
 from hotshelf_shared.errors import InsufficientSpace, TooLarge
 from hotshelf_shared.manifest import FileEntry, Manifest
@@ -282,3 +282,64 @@ def test_how_much_is_left_is_what_nobody_has_taken() -> None:
     assert ranges.left == 50
     ranges.next(1)
     assert (ranges.left, ranges.taken) == (20, 1)
+
+
+# ---- going back
+
+
+def tree(**files: str) -> Manifest:
+    return Manifest.of({path: FileEntry(blob(data), 1) for path, data in files.items()})
+
+
+def ref(
+    wish: str,
+    now: Manifest,
+    before: Manifest | None = None,
+    *,
+    at: float = 1.0,
+    releases: tuple[str | None, str | None] = (None, None),
+) -> HeldRef:
+    """`releases` are of what it is now and was before."""
+    release, release_before = (None if name is None else Revision.of(name.encode()) for name in releases)
+    return HeldRef(wish, at, now, release, before, release_before)
+
+
+OLD, NEW = tree(unet="old", vae="same"), tree(unet="new", vae="same")
+
+
+def test_one_ref_goes_back_alone_and_one_without_a_past_does_not() -> None:
+    assert way_back([ref("w", NEW, OLD)], "w") == WayBack("w")
+    assert way_back([ref("w", NEW)], "w") is None
+    assert way_back([], "w") is None
+
+
+def test_the_one_that_was_named_leads_and_else_the_one_that_changed_last() -> None:
+    refs = [ref("a", NEW, OLD, at=1), ref("b", NEW, OLD, at=3), ref("c", NEW, OLD, at=2)]
+    assert [way.lead for named in ("a", "c", "other") if (way := way_back(refs, named))] == ["a", "c", "b"]
+    assert (way := way_back([ref("a", NEW), ref("b", NEW, OLD)], "a")) is not None
+    assert (way.lead, way.lost) == ("b", ("a",))
+
+
+def test_what_shares_no_other_file_stays_and_what_does_goes_back_or_is_forgotten() -> None:
+    refs = [
+        ref("lead", NEW, OLD),
+        ref("part", tree(unet="new"), tree(unet="old")),
+        ref("unchanged", tree(vae="same"), tree(vae="older still")),
+        ref("unused since", tree(unet="old"), tree(unet="older still")),
+        ref("new", tree(unet="new")),
+        ref("skipped one", tree(unet="new"), tree(unet="between")),
+        ref("elsewhere", tree(config="x")),
+    ]
+    assert way_back(refs, "lead") == WayBack(
+        "lead", back=("part",), stay=("unchanged", "unused since", "elsewhere"), lost=("new", "skipped one")
+    )
+
+
+def test_published_manifests_say_it_without_looking_at_files() -> None:
+    refs = [
+        ref("lead", NEW, OLD, releases=("two", "one")),
+        ref("disjoint", tree(config="new"), tree(config="old"), releases=("two", "one")),
+        ref("disjoint and new", tree(other="new"), releases=("two", None)),
+        ref("of that time", tree(notes="x"), releases=("one", "zero")),
+    ]
+    assert way_back(refs, "lead") == WayBack("lead", back=("disjoint",), stay=("of that time",), lost=("disjoint and new",))

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from awscrt.checksums import crc64nvme
+from awscrt.checksums import crc32c, crc64nvme
 
 from hotshelf_daemon.index import ingests
 from hotshelf_daemon.index.ingests import SegmentRow
-from hotshelf_daemon.objects import OriginObject
+from hotshelf_daemon.objects import Checksum, OriginObject
 from hotshelf_daemon.origin import MemoryOrigin
 from hotshelf_daemon.origin.port import Body
 from hotshelf_shared.errors import AccessDenied, IntegrityError
@@ -40,7 +40,7 @@ class Breaking(MemoryOrigin):
         with super().open(obj, start, stop) as body:
             yield body
 
-    def checksum(self, obj: OriginObject) -> int | None:
+    def checksum(self, obj: OriginObject) -> Checksum | None:
         self._asking()
         return super().checksum(obj)
 
@@ -57,11 +57,18 @@ def run_on(folder: pathlib.Path, origin: MemoryOrigin, story: Any) -> None:
     run(folder, within, fetch={"segment_bytes": 4 * MIB, "connections": 1})
 
 
+RIGHT = [Checksum.crc64nvme(crc64nvme(DATA)), Checksum.crc32c(crc32c(DATA))]
+WRONG = [Checksum.crc64nvme(1), Checksum.crc32c(1)]
+
+
+@pytest.mark.parametrize("kept", RIGHT, ids=lambda kept: kept.algorithm)
 @pytest.mark.parametrize("row", [(3 * MIB, 5 * MIB), (MIB, 2 * MIB), (0, 6 * MIB), (5 * MIB, 12 * MIB)])
-def test_a_row_of_an_earlier_way_to_cut_the_file_does_no_harm(tmp_path: pathlib.Path, row: tuple[int, int]) -> None:
+def test_a_row_of_an_earlier_way_to_cut_the_file_does_no_harm(
+    tmp_path: pathlib.Path, row: tuple[int, int], kept: Checksum
+) -> None:
     """Its bytes were lost in a power cut, and came again in other ranges."""
     origin = Breaking()
-    origin.checksums["m/a.safetensors"] = crc64nvme(DATA)
+    origin.checksums["m/a.safetensors"] = kept
 
     async def story(house: House) -> None:
         with pytest.raises(AccessDenied):
@@ -75,17 +82,35 @@ def test_a_row_of_an_earlier_way_to_cut_the_file_does_no_harm(tmp_path: pathlib.
     run_on(tmp_path, origin, story)
 
 
-def test_what_is_not_what_the_origin_keeps_is_refused_and_fetched_anew(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("kept", WRONG, ids=lambda kept: kept.algorithm)
+def test_what_is_not_what_the_origin_keeps_is_refused_and_fetched_anew(tmp_path: pathlib.Path, kept: Checksum) -> None:
     origin = Breaking()
-    origin.healed, origin.checksums["m/a.safetensors"] = True, 1
+    origin.healed, origin.checksums["m/a.safetensors"] = True, kept
 
     async def story(house: House) -> None:
-        with pytest.raises(IntegrityError, match="CRC-64"):
+        with pytest.raises(IntegrityError, match=kept.algorithm):
             await house.acquire(SOURCE)
         assert origin.bytes_served() == 2 * len(DATA)
         del origin.checksums["m/a.safetensors"]
         assert content(house, (await house.acquire(SOURCE)).path) == DATA
         assert origin.bytes_served() == 3 * len(DATA)
+
+    run_on(tmp_path, origin, story)
+
+
+def test_a_checksum_that_was_told_unasked_is_not_asked_for_and_holds_small_files_too(tmp_path: pathlib.Path) -> None:
+    origin = Breaking()
+    origin.healed = True
+    origin.objects = {"m/a.safetensors": DATA, "m/small.txt": b"small", "n/small.txt": b"small"}
+    origin.checksums = {key: Checksum.crc32c(crc32c(data)) for key, data in origin.objects.items()}
+
+    async def story(house: House) -> None:
+        assert content(house, (await house.acquire(SOURCE)).path) == DATA
+        assert "checksum" not in {verb for verb, *_ in origin.requests}
+        origin.checksums["n/small.txt"] = Checksum.crc32c(1)
+        with pytest.raises(IntegrityError, match=r"n/small.txt do not match the CRC32C"):
+            await house.acquire("s3://b/n")
+        assert [key for verb, key, *_ in origin.requests if verb == "open"].count("n/small.txt") == 2
 
     run_on(tmp_path, origin, story)
 

@@ -255,9 +255,10 @@ def test_evicting_what_is_being_looked_at_does_not_bring_it_back(small: Daemon, 
         models.release(hits.get(timeout=30))
         granted(evict(small, models.source("a")))
 
+    small.restart()  # one that has asked no origin yet looks after the first hit
     asked = wire.count(method="HEAD", prefix=key)
     wire.before(meanwhile, prefix=key, method="HEAD")
-    hits.put(models.acquire("a"))  # a hit, after which the origin is looked at
+    hits.put(models.acquire("a"))
     wire.wait_until(lambda it: it.count(method="HEAD", prefix=key) > asked)
     wait_until(lambda: not rows(small, "SELECT * FROM v_refs WHERE source = ?", models.source("a")))
     models.use("bc")  # by now the look is over

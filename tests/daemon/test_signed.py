@@ -431,6 +431,27 @@ def test_a_new_version_that_nobody_signed_leaves_the_signed_one_in_place(
     assert granted(daemon.acquire(source))["revision"] == first["revision"]
 
 
+def test_a_rollback_serves_what_was_signed_then_and_asks_again_who_signed_it_only_when_the_index_is_lost(
+    make_strict: Callable[..., Daemon], recorder: Recorder, put: Put, prefix: Prefix, ours: Pair, other: Pair
+) -> None:
+    old, new = model(prefix), {**model(prefix), "new.json": b"{}"}
+    daemon = make_strict(ours, other)
+    source = put(signed(old, ours))
+    granted(daemon.acquire(source))
+    put(signed(new, other))
+    for verb in ("refresh", "rollback"):
+        granted(daemon.call("POST", f"/v1/{verb}", {"source": source}))
+    with recorder.down():
+        assert tree_of(daemon, granted(daemon.acquire(source))) == old
+    assert rows(daemon, "SELECT signed_by FROM v_refs") == [{"signed_by": ours.trusted.id}]
+    assert daemon.terminate() == 0
+    shutil.rmtree(daemon.store / "index")
+    daemon.start()
+    before = weights_fetched(recorder, prefix)
+    assert tree_of(daemon, granted(daemon.acquire(source))) == old
+    assert weights_fetched(recorder, prefix) == before
+
+
 # ---- the configuration
 
 

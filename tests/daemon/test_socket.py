@@ -208,7 +208,7 @@ def test_a_worker_cannot_use_an_admin_verb(team: Daemon, put: Put) -> None:
     assert mallory.ask("PUT", f"/v1/pins/{pinned}").status == 200
     asked = [(route.method, route.path) for route in ROUTES if route.admin]
     assert {("DELETE", "/v1/snapshots/{target:.+}"), ("DELETE", "/v1/pins/{target:.+}"), ("POST", "/v1/verify"),
-            ("POST", "/v1/collect")} <= set(asked)  # fmt: skip
+            ("POST", "/v1/collect"), ("POST", "/v1/rollback")} <= set(asked)  # fmt: skip
     targets = [(method, path.replace("{target:.+}", pinned), None) for method, path in asked]
     for reply in mallory.ask_all(*targets):
         refused(reply, "access_denied")

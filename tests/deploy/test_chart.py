@@ -12,7 +12,7 @@ import pytest
 import yaml
 from prometheus_client import generate_latest
 
-from hotshelf_daemon.config import load
+from hotshelf_daemon.config import GcsSettings, load
 from hotshelf_daemon.config.settings import OriginSettings, Settings
 from hotshelf_daemon.metrics import Metrics
 from hotshelf_shared import __version__
@@ -179,6 +179,7 @@ def test_the_schema_knows_what_the_daemon_knows() -> None:
     origin = config["properties"]["origins"]["additionalProperties"]
     assert origin["properties"].keys() == OriginSettings.model_fields.keys()
     assert origin["additionalProperties"] is False
+    assert config["properties"]["gcs"]["properties"].keys() == GcsSettings.model_fields.keys()
 
 
 def test_odd_values_stay_what_they_are() -> None:

@@ -11,6 +11,7 @@ import threading
 from typing import Any
 
 from hotshelf_daemon.config import OriginSettings, Settings
+from hotshelf_daemon.origin import gcs
 from hotshelf_daemon.origin.s3 import S3Origin, client_for
 from hotshelf_shared.errors import HotshelfError
 from tests import objects
@@ -57,6 +58,11 @@ def link_local(_folder: pathlib.Path) -> dict[str, Any]:
             account = OriginSettings.model_validate({"endpoint_url": f"http://{host}", "unsigned": True, "region": "x"})
             try:
                 S3Origin(client_for(account, Settings()), "weights", "there").head("latest/meta-data")
+            except HotshelfError as error:
+                told.append([error.code, error.retryable, error.message])
+            google = Settings.model_validate({"gcs": {"endpoint_url": f"http://{host}", "unsigned": True}})
+            try:
+                gcs.origin_of("weights", google).head("latest/meta-data")
             except HotshelfError as error:
                 told.append([error.code, error.retryable, error.message])
         return {"heard": [data.decode() for data in heard], "told": told}

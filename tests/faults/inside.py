@@ -37,8 +37,18 @@ class Inside:
     def release(self, lease: dict[str, Any]) -> None:
         self._good(call(self.socket, "DELETE", f"/v1/leases/{lease['id']}"))
 
+    def snapshots(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self._good(call(self.socket, "GET", "/v1/snapshots")).body["snapshots"]
+        return found
+
     def evict(self, revision: str) -> None:
         self._good(call(self.socket, "DELETE", f"/v1/snapshots/{revision}"))
+
+    def refresh(self, name: str) -> dict[str, Any]:
+        return self._good(call(self.socket, "POST", "/v1/refresh", {"source": f"{self.base}/{name}"})).body
+
+    def rollback(self, name: str) -> dict[str, Any]:
+        return self._good(call(self.socket, "POST", "/v1/rollback", {"source": f"{self.base}/{name}"})).body
 
     def bind(self, recipe: Recipe, tree: Mapping[str, bytes]) -> dict[str, Any]:
         """Hands the tree in, binds it and leases it."""

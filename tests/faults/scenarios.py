@@ -140,6 +140,67 @@ class Evict(Scenario):
         self.deed(daemon)
 
 
+class Rollback(Scenario):
+    """A source goes back to its previous revision: two refs turn, one is forgotten, a row freezes it; and four records."""
+
+    unet_only: ClassVar[dict[str, Any]] = {"allow_patterns": ["unet/*"]}
+    late: ClassVar[dict[str, Any]] = {"allow_patterns": ["unet/config.json"]}
+
+    def prepare(self, daemon: Inside) -> None:
+        for more in ({}, self.unet_only):
+            self.promise(daemon.acquire("deed", **more))
+        objects.write(self.origin / "deed", self.newer)
+        daemon.refresh("deed")
+        daemon.acquire("deed", **self.late)
+
+    @property
+    def newer(self) -> objects.Tree:
+        return {**self.trees["deed"], "unet/config.json": b'{"newer": true}'}
+
+    def deed(self, daemon: Inside) -> None:
+        daemon.rollback("deed")
+        self.promise(self.acquired(daemon, self.trees["deed"]))
+
+    def acquired(self, daemon: Inside, tree: objects.Tree) -> dict[str, Any]:
+        """Both selections are of that tree."""
+        lease, part = daemon.acquire("deed"), daemon.acquire("deed", **self.unet_only)
+        assert objects.read(self.store / lease["path"]) == tree
+        assert objects.read(self.store / part["path"]) == {path: tree[path] for path in tree if path.startswith("unet/")}
+        return lease
+
+    def again(self, daemon: Inside) -> None:
+        """As it was, or all of it back and frozen; and a refresh ends that."""
+        told = [ref["freshness"] for one in daemon.snapshots() for ref in one["refs"]]
+        frozen = told == ["rolled_back"] * 2
+        assert frozen or told == ["fresh"] * 3
+        self.acquired(daemon, self.trees["deed"] if frozen else self.newer)
+        assert daemon.refresh("deed")["unfrozen"] == frozen
+        self.acquired(daemon, self.newer)
+        self.deed(daemon)
+
+
+class Refresh(Rollback):
+    """A refresh ends a rollback: two refs turn, and what froze the source goes."""
+
+    def prepare(self, daemon: Inside) -> None:
+        super().prepare(daemon)
+        daemon.rollback("deed")
+
+    def deed(self, daemon: Inside) -> None:
+        assert daemon.refresh("deed")["unfrozen"]
+        self.promise(self.acquired(daemon, self.newer))
+
+    def again(self, daemon: Inside) -> None:
+        """As it was, or all of it forth and free."""
+        told = [ref["freshness"] for one in daemon.snapshots() for ref in one["refs"]]
+        frozen = told == ["rolled_back"] * 2
+        assert frozen or told == ["fresh"] * 2
+        self.acquired(daemon, self.trees["deed"] if frozen else self.newer)
+        if not frozen:
+            daemon.rollback("deed")
+        self.deed(daemon)
+
+
 class Bind(Scenario):
     """A worker hands in what it built (one blob is held already), binds it and leases it."""
 
@@ -204,5 +265,5 @@ class Unshare(Share):
 
 SCENARIOS: dict[str, type[Scenario]] = {
     "acquire": Acquire, "fetch": Fetch, "snapshot": Snapshot, "evict": Evict, "bind": Bind, "unbind": Unbind,
-    "bundle": Share, "unbundle": Unshare,
+    "bundle": Share, "unbundle": Unshare, "rollback": Rollback, "refresh": Refresh,
 }  # fmt: skip

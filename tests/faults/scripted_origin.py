@@ -186,7 +186,7 @@ class ScriptedOrigin:
             writer.transport.abort()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        ask = await _read(reader, writer)
+        ask = self._understood(await _read(reader, writer))
         self.asked.append(ask)
         reply = self._answer(ask)
         misdeed = next((m for m in self._misdeeds if m.meets(ask)), None)
@@ -220,6 +220,10 @@ class ScriptedOrigin:
         return True
 
     # ---- the service
+
+    def _understood(self, ask: Ask) -> Ask:
+        """What another protocol makes of the request."""
+        return ask
 
     def _answer(self, ask: Ask) -> Reply:
         if ask.kind == "LIST":

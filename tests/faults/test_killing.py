@@ -96,6 +96,18 @@ def test_a_daemon_killed_anywhere_in_evicting_a_pipeline_leaves_a_store_that_the
     assert sum(bool(one["killed"]) for one in found) >= 15
 
 
+def test_a_daemon_killed_anywhere_in_a_rollback_leaves_all_of_it_or_nothing(scratch: pathlib.Path) -> None:
+    found = kill_everywhere("rollback", scratch, stride=STRIDE)
+    assert wrongs(found) == []
+    assert sum(bool(one["killed"]) for one in found) >= 15
+
+
+def test_a_daemon_killed_anywhere_in_a_refresh_that_ends_a_rollback_leaves_all_of_it_or_nothing(scratch: pathlib.Path) -> None:
+    found = kill_everywhere("refresh", scratch, stride=STRIDE)
+    assert wrongs(found) == []
+    assert sum(bool(one["killed"]) for one in found) >= 15
+
+
 def test_a_daemon_killed_anywhere_in_a_hand_in_of_a_bundle_leaves_a_store_that_the_next_one_puts_right(
     scratch: pathlib.Path,
 ) -> None:

@@ -27,6 +27,9 @@ from hotshelf_daemon.acquire import (
     Pipelines,
     Preparer,
     Published,
+    Refreshing,
+    Turning,
+    Want,
 )
 from hotshelf_daemon.config import Settings
 from hotshelf_daemon.ingest import Ingests
@@ -44,6 +47,16 @@ NAMES, SIZE, BUDGET = ("a", "b", "c", "d"), 40_000, 130_000
 EXAMPLES = 40 if hypothesis.settings().max_examples <= 100 else 2_000
 
 
+class OnlyWhenTold(Freshness):
+    """Sources are looked at again when the model says so, and never by themselves."""
+
+    def hit(self, want: Want) -> None:
+        """Nothing."""
+
+    def fetched(self, want: Want) -> None:
+        """Nothing."""
+
+
 class Shelf(RuleBasedStateMachine):
     """Up to two of the four models fit besides what they share."""
 
@@ -55,6 +68,7 @@ class Shelf(RuleBasedStateMachine):
         self.trees: dict[str, objects.Tree] = {}
         self.leases: list[LeaseAnswer] = []
         self.pins: set[str] = set()
+        self.back: dict[str, str] = {}
         self.ghosts: set[str] = set()
         self.rotten = False
         self.versions = dict.fromkeys(NAMES, 0)
@@ -70,8 +84,8 @@ class Shelf(RuleBasedStateMachine):
         preparer = Preparer(self.shelf, origins, ingests, pipelines)  # type: ignore[arg-type]
         self.leasing = Leasing(self.shelf)
         self.keeping = Keeping(self.shelf, names, preparer)
-        # A clock that stands still long ago: sources are looked at again when the model says so, and never by themselves.
-        self.freshness = Freshness(self.shelf, preparer, clock=lambda: -1e12)
+        self.freshness = OnlyWhenTold(self.shelf, preparer)
+        self.refreshing, self.turning = Refreshing(self.shelf, names, preparer), Turning(self.shelf, names)
         self.names = names
         bundles = Bundles(self.shelf, self.keeping.condemn)
         self.desk = Desk(self.shelf, names, preparer, self.freshness, self.leasing, pipelines=pipelines, bundles=bundles)
@@ -118,13 +132,30 @@ class Shelf(RuleBasedStateMachine):
         for answer in self.run(all_of_them()):
             if isinstance(answer, LeaseAnswer):
                 self.leases.append(answer)
+                assert answer.revision == self.back.get(answer.source, answer.revision), "a rollback was undone"
+            elif isinstance(answer, NotFound):
+                assert any(f"s3://b/{name}" in self.back for name in wanted), answer
             else:
                 assert isinstance(answer, InsufficientSpace), answer
                 held = self.leases or self.pins or self.ghosts or self.shelf.held_bytes()["quarantine"]
                 assert held or len(wanted) > 1, "an empty shelf has room for one"
 
     @rule(name=st.sampled_from(NAMES))
+    def roll_back(self, name: str) -> None:
+        source = f"s3://b/{name}"
+        with contextlib.suppress(NotFound):
+            self.back[source] = self.run(self.turning.roll_back(source, uid=1, dry_run=False))["revision"]
+
+    @rule(name=st.sampled_from(NAMES))
     def refresh(self, name: str) -> None:
+        source = f"s3://b/{name}"
+        with contextlib.suppress(InsufficientSpace):
+            told = self.run(self.refreshing.refresh(source, Gauge(source), timeout_s=20, is_admin=True))
+            assert self.trees[told["revision"]]["unet.safetensors"] == self.origin.objects[f"{name}/unet.safetensors"]
+            self.back.pop(source, None)
+
+    @rule(name=st.sampled_from(NAMES))
+    def look(self, name: str) -> None:
         with contextlib.suppress(InsufficientSpace):
             self.run(self.freshness.revalidate(self.names.want(Wish(Source.parse(f"s3://b/{name}")))))
 

@@ -20,6 +20,10 @@ def clean_environment(**more: str) -> dict[str, str]:
     loud = (
         "AWS_",
         "B2_",
+        "CLOUDSDK_",
+        "GCE_METADATA_",
+        "GOOGLE_",
+        "STORAGE_EMULATOR_HOST",
         "HF_",
         "HOTSHELF_",
         "B10FS_",
@@ -31,7 +35,8 @@ def clean_environment(**more: str) -> dict[str, str]:
     )
     kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(loud)}
     return {**kept, "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull,
-            "AWS_SHARED_CREDENTIALS_FILE": os.devnull, "NO_PROXY": "*", **more}  # fmt: skip
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull, "NO_GCE_CHECK": "true", "CLOUDSDK_CONFIG": os.devnull,
+            "NO_PROXY": "*", **more}  # fmt: skip
 
 
 class Child:

@@ -15,6 +15,7 @@ import yaml
 
 from tests import objects
 from tests.daemon_process import Daemon
+from tests.faults.scripted_gcs import ScriptedGcs, service_account_key
 from tests.servers.recorder import Recorder
 from tests.servers.seaweedfs import SeaweedFS
 from tests.waiting import wait_until
@@ -50,11 +51,17 @@ def chosen(tree: objects.Tree) -> objects.Tree:
     return {path: data for path, data in tree.items() if not path.startswith("tokenizer/")}
 
 
-def imported(truss: pathlib.Path, recorder: Recorder) -> dict[str, Any]:
-    """What `hotshelf import-truss` prints, with this machine's S3 in the place of AWS."""
+def printed(truss: pathlib.Path) -> dict[str, Any]:
+    """By `hotshelf import-truss`."""
     command = [f"{sysconfig.get_path('scripts')}/hotshelf", "import-truss", str(truss / "config.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     settings: dict[str, Any] = yaml.safe_load(done.stdout)
+    return settings
+
+
+def imported(truss: pathlib.Path, recorder: Recorder) -> dict[str, Any]:
+    """With this machine's S3 in the place of AWS."""
+    settings = printed(truss)
     settings["origins"]["truss"] |= {"endpoint_url": recorder.endpoint_url, "addressing_style": "path"}
     return settings
 
@@ -90,8 +97,22 @@ def test_a_truss_is_served_cold_warm_and_anew(
         assert recorder.bytes_for("") == before
 
         daemon.restart(revalidate_s=0.1)
-        objects.put(seaweedfs, bucket, prefix, LATER)
-        wait_until(lambda: held(daemon, truss) and shows(where, chosen(LATER)), what="the new revision", timeout_s=60)
+        objects.put(seaweedfs, bucket, prefix, LATER)  # of which nobody tells the daemon, and nobody asks for it
+        wait_until(lambda: shows(where, chosen(LATER)), what="the new revision")
+
+
+def test_a_private_bucket_of_google_s_is_served_with_truss_s_key_and_lies_below_its_name(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "data").mkdir()
+    with ScriptedGcs() as server:
+        server.token = "a token"
+        server.objects |= {f"sdxl/{path}": data for path, data in TREE.items()}
+        (tmp_path / "data" / "service_account.json").write_text(service_account_key(server.endpoint_url))
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump({"hf_cache": [{"repo_id": "gs://tuned/sdxl", "kind": "gcs"}]}))
+        settings = printed(tmp_path)
+        settings["gcs"]["endpoint_url"] = server.endpoint_url
+        with Daemon(tmp_path / "d", **settings) as daemon:
+            wait_until(lambda: shows(daemon.store / "model_cache" / "tuned" / "sdxl", TREE), what="the preloaded files")
+            assert held(daemon, tmp_path)["tuned/sdxl"][0] == objects.manifest_of(TREE).revision
 
 
 def test_in_a_worker_the_folder_of_truss_is_a_link(

@@ -65,6 +65,16 @@ def size(count: float) -> str:
     return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
 
 
+def ago(seconds: float | None) -> str:
+    """``12 s``, ``5 min``, ``3 h``, ``2 d``; nothing for what has no age."""
+    if seconds is None:
+        return ""
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def short(revision: object) -> str:
     """A revision as people read it; every verb takes the long form."""
     return str(revision)[:19]

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from hotshelf.cli.output import Output, named, short, size, table
+from hotshelf.cli.output import Output, ago, named, short, size, table
 from hotshelf.cli.verb import client, verb
 from hotshelf_shared.errors import InUse, NotFound
 from hotshelf_shared.source import Source
@@ -16,7 +16,12 @@ DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would be done, 
 
 @verb("ls", example="hotshelf ls --format json")
 def ls(out: Output) -> None:
-    """List what is on the shelf, the most recently used first."""
+    """List what is on the shelf, the most recently used first.
+
+    AGE is for how long its source has stood for this revision, CHECKED when its origin was last asked. FRESHNESS: fresh or
+    stale (checked after the next acquire), immutable, frozen or rolled back (until `hotshelf refresh`), or previous: what
+    `hotshelf rollback` goes back to.
+    """
     found = client().snapshots()
     rows = [
         (
@@ -27,14 +32,34 @@ def ls(out: Output) -> None:
             one["state"],
             one["leases"],
             one["pinned"],
+            ago(one.get("age_s")),
+            ago(one.get("checked_s")),
+            _freshness(one),
             one["last_used_at"],
         )
         for one in found
     ]
-    head = ("source", "revision", "size", "files", "state", "leases", "pinned", "last used (UTC)")
+    head = (
+        "source",
+        "revision",
+        "size",
+        "files",
+        "state",
+        "leases",
+        "pinned",
+        "age",
+        "checked",
+        "freshness",
+        "last used (UTC)",
+    )
     out.result({"snapshots": found}, human=table(head, rows), quiet=(one["revision"] for one in found))
     if not found:
         out.note("The shelf is empty: hotshelf acquire SOURCE puts something on it.")
+
+
+def _freshness(one: dict[str, Any]) -> str:
+    words = [ref["freshness"] for ref in one.get("refs", ())] or [one.get("freshness") or ""]
+    return ", ".join(dict.fromkeys(words)).replace("_", " ")
 
 
 @verb("show", example="hotshelf show sdxl")
@@ -48,6 +73,7 @@ def show(out: Output, *, name: str) -> None:
         f"sources   {', '.join(found.get('sources', ())) or '-'}",
         *(f"signed    with the key {key[:16]}" for key in found.get("signed_by", ())),
         *(f"pipeline  {line}" for one in found.get("pipelines", ()) for line in _of_pipeline(one)),
+        *(f"freshness {_freshness(found)}, here for {ago(found.get('age_s'))}" for _ in found.get("refs", ())[:1]),
         f"path      {found['path']}",
         f"state     {found['state']}, {held}",
         f"used      {found['last_used_at']} UTC",

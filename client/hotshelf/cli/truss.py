@@ -36,6 +36,7 @@ def import_truss(out: Output, *, config: str, data: str | None) -> None:
         import yaml
 
         from hotshelf_daemon.config import s3_credentials
+        from hotshelf_daemon.origin.gcs_key import ServiceAccountKey
     except ModuleNotFoundError as missing:
         raise needs_daemon(missing) from missing
     truss = read_config(config)
@@ -44,6 +45,8 @@ def import_truss(out: Output, *, config: str, data: str | None) -> None:
     keys = _files(cache, folder)
     if "s3" in keys:
         s3_credentials(keys["s3"], S3_FILE)
+    if "gs" in keys:
+        ServiceAccountKey.read(keys["gs"])
     body = {"model_cache": [dict(entry) for entry in cache.given], **_origins(cache, keys)}
     notes = [*cache.warnings, *_notes(truss, cache, keys, folder)]
     text = yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=120).splitlines()

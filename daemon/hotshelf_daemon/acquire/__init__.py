@@ -1,7 +1,7 @@
 """The use cases, a verb each: `Desk` acquires, `Leasing` keeps leases, `Keeping` is the operator's, `Freshness` nobody's.
 
 `HandIns` takes bytes from workers, `Binder` makes pipelines of them, `Pipelines` says who may have which; `BundleBinder` and
-`Bundles` do so for compile caches.
+`Bundles` do so for compile caches. `Refreshing` takes what an origin has now, `Turning` goes back to what it had.
 """
 
 from hotshelf_daemon.acquire.binding import Binder
@@ -18,8 +18,10 @@ from hotshelf_daemon.acquire.pipelines import Pipelines
 from hotshelf_daemon.acquire.prepare import Preparer
 from hotshelf_daemon.acquire.published import Published
 from hotshelf_daemon.acquire.publishing import Publisher
+from hotshelf_daemon.acquire.refreshing import Refreshing
+from hotshelf_daemon.acquire.turning import Turning
 
 __all__ = [
     "Binder", "BundleBinder", "Bundles", "Desk", "Freshness", "Gauge", "HandIns", "Keeping", "Leasing", "Names", "Peer",
-    "Pipelines", "Preparer", "Published", "Publisher", "Want",
+    "Pipelines", "Preparer", "Published", "Publisher", "Refreshing", "Turning", "Want",
 ]  # fmt: skip

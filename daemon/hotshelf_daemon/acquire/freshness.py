@@ -1,25 +1,30 @@
 """Keeping what is held up to date without anybody waiting: background revalidation and preloading.
 
-An unpinned, unfrozen source is checked at its origin at most once per `revalidate_s`, after a hit on it. A changed origin
-becomes a new revision, fetched as prefetch and without evicting anything for itself; then the ref flips.
+An unpinned source that is neither frozen nor rolled back is checked at its origin every `revalidate_s` for as long as it is
+acquired now and then, so that whoever comes that long after a change finds it here. A changed origin becomes a new revision,
+fetched as prefetch and without evicting anything for itself; then the ref flips.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 
+from hotshelf_daemon.acquire.bringing import bring
 from hotshelf_daemon.acquire.gauge import Gauge
 from hotshelf_daemon.acquire.names import Want
-from hotshelf_daemon.acquire.prepare import Preparer, wanted_digests
-from hotshelf_daemon.index import journal, snapshots
+from hotshelf_daemon.acquire.prepare import Preparer
+from hotshelf_daemon.index import journal, rollbacks, snapshots
 from hotshelf_daemon.plan import Resolution
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_shared.errors import HotshelfError
 
 log = logging.getLogger(__name__)
+#: What nobody has acquired for so long, in seconds, is not looked at again before somebody does.
+IN_USE_S = 3_600.0
 
 
 class Freshness:
@@ -27,20 +32,52 @@ class Freshness:
         self._shelf = shelf
         self._preparer = preparer
         self._clock = clock
-        self._checked: dict[str, float] = {}
+        self._used: dict[str, float] = {}
+        self._next: dict[str, asyncio.TimerHandle] = {}
+        self._looking: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def hit(self, want: Want) -> None:
-        """Called on every hit; starts a check when one is due."""
-        if want.frozen:
-            return
-        now = self._clock()
-        if now - self._checked.get(want.key, -1e9) >= self._shelf.settings.revalidate_s:
-            self._checked[want.key] = now
-            self._start(self._quietly(want, self.revalidate))
+        """Called on every hit; looks at once unless its origin was asked within `revalidate_s`."""
+        if not want.frozen:
+            self._use(want, self._clock())
+            if want.key not in self._next:
+                self._look(want)
+
+    def fetched(self, want: Want) -> None:
+        """Called when a miss has just asked its origin."""
+        if not want.frozen:
+            self._use(want, self._clock())
+            self._look_later(want)
 
     def preload(self, want: Want) -> None:
+        """What is to be here before anybody asks is kept up to date for good."""
         self._start(self._quietly(want, self.fetch))
+        if not want.frozen:
+            self._use(want, math.inf)
+            self._look_later(want)
+
+    def _use(self, want: Want, now: float) -> None:
+        self._used[want.key] = max(now, self._used.get(want.key, now))
+
+    def _look(self, want: Want) -> None:
+        if want.key not in self._looking:
+            self._looking.add(want.key)
+            self._start(self._quietly(want, self.revalidate))
+        self._look_later(want)
+
+    def _look_later(self, want: Want) -> None:
+        if want.key in self._next:
+            self._next[want.key].cancel()
+        loop = asyncio.get_running_loop()
+        self._next[want.key] = loop.call_later(self._shelf.settings.revalidate_s, self._look_again, want)
+
+    def _look_again(self, want: Want) -> None:
+        del self._next[want.key]
+        if self._clock() - self._used[want.key] < IN_USE_S:
+            self._look(want)
+        else:
+            del self._used[want.key]
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -48,18 +85,23 @@ class Freshness:
         task.add_done_callback(self._tasks.discard)
 
     async def stop(self) -> None:
+        for timer in self._next.values():
+            timer.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def revalidate(self, want: Want) -> bool:
         """Whether the ref flipped to a new revision. Raises what its origin does."""
+        read, key = self._shelf.index.read, want.key
+        if read(lambda db: snapshots.ref(db, key) is None or rollbacks.moment(db, str(want.source)) is not None):
+            return False  # evicted, and no reason to bring it back; or to stay as it is
         resolution = await self._preparer.resolve(want)
-        ref = self._shelf.index.read(lambda db: snapshots.ref(db, want.key))
+        ref = read(lambda db: snapshots.ref(db, key))
         if ref is None:
-            return False  # evicted while we asked: nothing to keep fresh, and no reason to bring it back
+            return False
         if ref.listing == resolution.id:
-            await self._shelf.index.write(lambda db: snapshots.mark_checked(db, want.key))
+            await self._shelf.index.write(lambda db: snapshots.mark_checked(db, key))
             return False
         return await self._bring(want, resolution)
 
@@ -72,27 +114,10 @@ class Freshness:
         return await self._bring(want, await self._preparer.resolve(want))
 
     async def _bring(self, want: Want, resolution: Resolution) -> bool:
-        with self._preparer.at_work([want]):
-            return await self._fetch(want, resolution)
-
-    async def _fetch(self, want: Want, resolution: Resolution) -> bool:
-        await self._shelf.index.write(
-            lambda db: snapshots.open_resolution(
-                db, resolution.id, source=resolution.source, size=resolution.size, files=len(resolution.files)
-            )
-        )
-        await self._shelf.index.write(lambda db: snapshots.want(db, resolution.id, wanted_digests(resolution)))
-        promised: list[str] = []
-        try:
-            promised = await self._preparer.reserve([resolution], evict=False)
-            ref = await self._preparer.prepare(want, resolution, Gauge(str(want.source)), prefetch=True)
-        except BaseException as error:
-            why = error.code if isinstance(error, HotshelfError) else type(error).__name__
-            if self._preparer.is_alone(resolution):
-                await self._shelf.index.write(lambda db: snapshots.fail_resolution(db, resolution.id, why))
-            raise
-        finally:
-            await self._preparer.unclaim(promised)
+        before = self._shelf.index.read(lambda db: snapshots.ref(db, want.key))
+        (ref,) = await bring(self._shelf, self._preparer, [(want, resolution)], Gauge(str(want.source)), prefetch=True)
+        if before is not None and before.revision == ref.revision:
+            return False  # other objects with the same bytes
         await self._shelf.index.write(lambda db: journal.event(db, "flipped", str(want.source), str(ref.revision)))
         log.info("new revision", extra={"source": str(want.source), "revision": ref.revision})
         return True
@@ -101,7 +126,9 @@ class Freshness:
         try:
             await work(want)
         except HotshelfError as error:
-            # Nobody waits for this: what is held is served on, and the next hit after revalidate_s tries again.
+            # Nobody waits for this: what is held is served on, and the next look tries again.
             log.warning("background fetch failed", extra={"source": str(want.source), "code": error.code, "why": error.message})
             detail = f"{error.code}: {error.message}"
             await self._shelf.index.write(lambda db: journal.event(db, "background_failed", str(want.source), detail))
+        finally:
+            self._looking.discard(want.key)

@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from hotshelf_daemon import collect
+from hotshelf_daemon.acquire.aging import PREVIOUS, aged, standing
 from hotshelf_daemon.acquire.names import Names
 from hotshelf_daemon.acquire.prepare import Preparer
-from hotshelf_daemon.index import blobs, bundles, journal, leases, pipelines, snapshots
+from hotshelf_daemon.index import blobs, bundles, journal, leases, pipelines, rollbacks, snapshots
 from hotshelf_daemon.index.leases import PinRow
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import blobs as files
@@ -38,15 +39,26 @@ class Keeping:
         """Every snapshot, the most recently used first, with the names that stand for it."""
 
         def look(db: sqlite3.Connection) -> list[dict[str, Any]]:
-            named: dict[str, list[str]] = {}
-            for ref in snapshots.refs(db):
-                named.setdefault(ref.revision, []).append(ref.source)
-            rows = [dict(row) for row in db.execute(f"{_SNAPSHOT} ORDER BY last_used_at DESC, revision")]
+            standings = self._standings(db)
             return [
-                {**row, "pinned": bool(row["pinned"]), "sources": sorted(set(named.get(row["revision"], ())))} for row in rows
+                {**row, "pinned": bool(row["pinned"]), **standings.get(row["revision"], standing([]))}
+                for row in map(dict, db.execute(f"{_SNAPSHOT} ORDER BY last_used_at DESC, revision"))
             ]
 
         return await self._shelf.index.look(look)
+
+    def _standings(self, db: sqlite3.Connection, revision: Revision | None = None) -> dict[str, dict[str, Any]]:
+        """What each revision (or the one) is to its sources: by the refs that name it, the newest first, or named it before."""
+        refs, held_back = snapshots.refs(db), {row.source for row in rollbacks.everything(db)}
+        revalidate_s, now = self._shelf.settings.revalidate_s, time.time()
+        before: dict[str, dict[str, Any]] = {ref.previous: standing([], PREVIOUS) for ref in refs if ref.previous is not None}
+        named: dict[str, list[dict[str, Any]]] = {}
+        for ref in refs:
+            if revision in (None, ref.revision):
+                want, rolled_back = self._names.of_ref(ref), ref.source in held_back
+                told = aged(ref, want, rolled_back=rolled_back, revalidate_s=revalidate_s, now=now)
+                named.setdefault(ref.revision, []).append(told)
+        return before | {one: standing(told) for one, told in named.items()}
 
     def revision_of(self, target: str) -> Revision:
         """The revision that a revision, source or name stands for. Raises NotFound, InvalidRequest."""
@@ -73,7 +85,7 @@ class Keeping:
             return {
                 **dict(row),
                 "pinned": bool(row["pinned"]),
-                "sources": sorted({ref.source for ref in refs}),
+                **self._standings(db, revision).get(revision, standing([])),
                 "signed_by": sorted({ref.signed_by for ref in refs if ref.signed_by is not None}),
                 "pipelines": [pipelines.shown(db, key) for key in pipelines.of_revision(db, revision)],
                 "bundles": bundles.of_revision(db, revision),

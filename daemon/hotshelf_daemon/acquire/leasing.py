@@ -37,12 +37,13 @@ KEPT_MANIFESTS = 256
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who is at the other end of the socket, by the kernel's word."""
+    """Who is at the other end of the socket, by the kernel's word; `is_admin` by the configuration's."""
 
     uid: int
     gid: int
     pid: int
     groups: frozenset[int] = frozenset()
+    is_admin: bool = False
 
 
 @dataclass(frozen=True, slots=True)

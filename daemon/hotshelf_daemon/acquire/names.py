@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from hotshelf_daemon.config import Settings
+from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.policy import Policy
 from hotshelf_shared.bundle import BundleName
 from hotshelf_shared.errors import InvalidRequest, NotFound
@@ -74,6 +75,13 @@ class Names:
         wishes = [Wish(Source.parse(name)) for name, model in self._settings.names.items() if model.freeze]
         wants = [Want(*self._configured(wish.source, wish.patterns)[:2], Policy()) for wish in wishes]
         return frozenset(replace(want, policy=Policy.of(self._settings, want.source)).key for want in wants)
+
+    def of_ref(self, ref: RefRow) -> Want | None:
+        """The want that a ref was made for; None when another policy applied to it then."""
+        source = Source.parse(ref.source)
+        want = Want(source, Patterns(ref.allow, ref.ignore), Policy.of(self._settings, source))
+        frozen = source.pinned is not None or source.kind in KEYED or ref.wish in self._frozen_keys
+        return replace(want, frozen=frozen) if want.key == ref.wish else None
 
     def unpinned(self, want: Want) -> Want | None:
         """The want whose ref may stand for a pinned revision too; None for one that is not pinned."""

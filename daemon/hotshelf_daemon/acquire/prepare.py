@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
-from hotshelf_daemon import collect, plan, policy
-from hotshelf_daemon.acquire import resolve
+from hotshelf_daemon import collect, plan
+from hotshelf_daemon.acquire import flipping, resolve
 from hotshelf_daemon.acquire.bundles import absent, is_bundle, name_of
 from hotshelf_daemon.acquire.contents import check_contents
 from hotshelf_daemon.acquire.gauge import Gauge
@@ -24,20 +24,18 @@ from hotshelf_daemon.acquire.names import Want
 from hotshelf_daemon.acquire.pipelines import Pipelines, is_pipeline
 from hotshelf_daemon.acquire.vouching import vouch
 from hotshelf_daemon.flights import Flights, first_failure
-from hotshelf_daemon.index import blobs, ingests, snapshots
+from hotshelf_daemon.index import blobs, ingests, rollbacks, snapshots
+from hotshelf_daemon.index.rollbacks import RollbackRow
 from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.ingest import Brought, Ingests, Order
-from hotshelf_daemon.materialize import BlobsGone, materialize
+from hotshelf_daemon.materialize import BlobsGone, Turned, materialize
 from hotshelf_daemon.origin import Changed, Directory
 from hotshelf_daemon.plan import Missing, Resolution
-from hotshelf_daemon.provenance import Keyring
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import blobs as files
 from hotshelf_daemon.store import durable
-from hotshelf_shared.digest import Digest
-from hotshelf_shared.errors import Conflict, HotshelfError, InsufficientSpace, IntegrityError, UnsafeContent
-from hotshelf_shared.manifest import FileEntry, Manifest
-from hotshelf_shared.wire import Skipped
+from hotshelf_shared.digest import Digest, Revision
+from hotshelf_shared.errors import Conflict, HotshelfError, InsufficientSpace, NotFound
 
 log = logging.getLogger(__name__)
 RESOLVERS = 16
@@ -46,11 +44,9 @@ ROUNDS = 3
 
 class Preparer:
     def __init__(self, shelf: Shelf, directory: Directory, ingests_: Ingests, pipelines: Pipelines) -> None:
-        """Raises BadConfiguration when the keys that origins require cannot be read."""
         self._shelf = shelf
         self._directory = directory
         self._pipelines = pipelines
-        self._keyring = Keyring.of(shelf.settings)
         self._ingests = ingests_
         self._resolving: Flights[Resolution] = Flights()
         self._preparing: Flights[RefRow] = Flights()
@@ -72,9 +68,36 @@ class Preparer:
             return await self._pipelines.resolve(want)
         if is_bundle(want):
             raise absent(name_of(want))  # what is not on this shelf is nowhere
-        in_thread, trusted = asyncio.get_running_loop().run_in_executor, self._keyring.required(want.source)
+        rollback = self._shelf.index.read(lambda db: rollbacks.find(db, str(want.source)))
+        if rollback is None:
+            return await self._ask(want)
+        return replace(await self._ask_for(want, rollback), rolled_back_at=rollback.at)
+
+    async def _ask_for(self, want: Want, rollback: RollbackRow) -> Resolution:
+        """What a source that was rolled back is to stay at. Raises NotFound when its origin does not have that."""
+        try:
+            found = await self._ask(want, release=rollback.release)
+        except NotFound as error:
+            raise flipping.gone(want, rollback) from error
+        ref = self._shelf.index.read(lambda db: snapshots.ref(db, want.key))
+        if rollback.release is None and (ref is None or ref.listing != found.id):
+            raise flipping.gone(want, rollback)  # never published: only the very objects that the ref was taken from will do
+        return found
+
+    async def resolve_anew(self, want: Want) -> Resolution:
+        """What its origin has now, also where the source was rolled back: then it does not flip by itself."""
+        at = self._shelf.index.read(lambda db: rollbacks.moment(db, str(want.source)))
+        resolution = await self._resolving.join((want.key, at, "now"), lambda: self._ask(want))
+        return resolution if at is None else replace(resolution, rolled_back_at=at, flips=False)
+
+    async def _ask(self, want: Want, *, release: Revision | None = None) -> Resolution:
+        """What its origin has now, or that published revision. Raises NotFound when it has not."""
+        in_thread, trusted = asyncio.get_running_loop().run_in_executor, self._shelf.keyring.required(want.source)
         origin = await asyncio.to_thread(self._directory.origin_of, want.source)
-        found = await in_thread(self._threads, resolve.find, origin, want)
+        pinned = want if release is None else replace(want, source=want.source.pin(release))
+        found = await in_thread(self._threads, resolve.find, origin, pinned)
+        if release is not None and found.revision != release:
+            raise NotFound(f"{release} is not published at {want.source}")
         keys = [] if found.published else [file.object.key for file in found.files]
         learnt = self._shelf.index.read(lambda db: blobs.learnt(db, origin.name, keys))
         resolution = resolve.narrow(want, origin, found, learnt, signed=bool(trusted))
@@ -85,7 +108,7 @@ class Preparer:
 
     def accepts(self, want: Want, ref: RefRow) -> bool:
         """Whether what is held may be served: verified by a key that is trusted now, where its origin needs that."""
-        return self._keyring.accepts(want.source, ref.signed_by)
+        return self._shelf.keyring.accepts(want.source, ref.signed_by)
 
     @contextmanager
     def at_work(self, wants: Iterable[Want]) -> Iterator[bool]:
@@ -169,15 +192,27 @@ class Preparer:
             for _ in range(ROUNDS):
                 facts = await self._fetch(want, resolution, prefetch=prefetch)
                 gauge.enter("verify")
-                tree, ref = self._decide(want, resolution, facts)
+                tree, skipped = flipping.tree_of(want, resolution, facts)
+                before = self._shelf.index.read(lambda db: snapshots.ref(db, want.key))
+                ref = flipping.ref_of(want, resolution, tree, skipped, before=before, now=time.time())
                 await self._check_unchanged(want, resolution)
                 await asyncio.to_thread(check_contents, self._shelf.layout, tree, want.policy)
                 gauge.enter("commit")
                 try:
                     binding = self._pipelines.binding(resolution)
-                    await materialize(self._shelf, tree, ref, resolution=resolution.id, binding=binding)
+                    await materialize(
+                        self._shelf,
+                        tree,
+                        ref,
+                        resolution=resolution.id,
+                        binding=binding,
+                        rolled_back_at=resolution.rolled_back_at,
+                        flips=resolution.flips,
+                    )
                 except Conflict as conflict:
                     raise Changed(f"{want.source} was bound here meanwhile") from conflict
+                except Turned as turned:
+                    raise Changed(f"{want.source} was rolled back or refreshed meanwhile") from turned
                 except BlobsGone as gone:
                     log.warning("blobs went away before their snapshot was made", extra={"count": len(gone.digests)})
                     continue
@@ -235,53 +270,11 @@ class Preparer:
                 f"{full.message}; {size:,} bytes are needed, and {refusal.message}", hint=full.hint, **refusal.details
             ) from full
 
-    def _decide(self, want: Want, resolution: Resolution, facts: dict[str, Brought]) -> tuple[Manifest, RefRow]:
-        """The tree after the policy has seen the bytes. Raises IntegrityError or UnsafeContent."""
-        skipped, entries = [*resolution.skipped], {}
-        for file in resolution.files:
-            fact = facts[file.path]
-            if fact.unsafe and not want.policy.allow_pickle:
-                skipped.append(Skipped(file.path, fact.unsafe))
-                continue
-            if fact.size != file.object.size:
-                raise IntegrityError(f"{file.object.key} is {fact.size:,} bytes, its manifest says {file.object.size:,}")
-            entries[file.path] = FileEntry(fact.digest, fact.size)
-        policy.check_weights_left(want.source, entries, skipped)
-        if resolution.vouched is not None:
-            resolution.vouched.statement.check({path: entry.digest for path, entry in entries.items()}, want.source)
-        tree = Manifest.of(entries)
-        if resolution.built is not None and tree.revision != resolution.built.revision:
-            raise UnsafeContent(f"{want.source} holds files that execute: {', '.join(skip.path for skip in skipped)[:200]}")
-        pinned = want.source.pinned
-        if pinned is not None and not resolution.published and tree.revision != pinned:
-            raise IntegrityError(
-                f"{want.source.unpinned} has the revision {tree.revision}, not {pinned}",
-                hint="The prefix has changed since, or other patterns or policy applied when the revision was taken.",
-            )
-        before = self._shelf.index.read(lambda db: snapshots.ref(db, want.key))
-        previous = None
-        if before is not None:
-            previous = before.previous if before.revision == tree.revision else before.revision
-        ref = RefRow(
-            wish=want.key,
-            source=str(want.source),
-            allow=want.patterns.allow,
-            ignore=want.patterns.ignore,
-            revision=tree.revision,
-            listing=resolution.id,
-            skipped=tuple(skipped),
-            kind=resolution.kind,
-            previous=previous,
-            flipped_at=time.time(),
-            signed_by=resolution.vouched.by if resolution.vouched is not None else None,
-        )
-        return tree, ref
-
     async def _check_unchanged(self, want: Want, resolution: Resolution) -> None:
         """A folder without a manifest is listed again: a mixture of two uploads must never be published."""
         if resolution.published or resolution.kind == "file":
             return
-        if (await self._resolve(want)).id != resolution.id:
+        if (await self._ask(want)).id != resolution.id:
             raise Changed(f"{want.source} changed while it was fetched")
 
     @contextmanager

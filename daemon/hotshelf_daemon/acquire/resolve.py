@@ -96,6 +96,7 @@ def narrow(want: Want, origin: Origin, found: Found, learnt: Mapping[str, Learnt
         kind=found.kind,
         published=found.published,
         wish=want.key,
+        release=found.revision,
     )
 
 

@@ -1,6 +1,7 @@
 """Configuration: one frozen `Settings`, read from flags, environment and YAML by `load`."""
 
 from hotshelf_daemon.config.credentials import s3_credentials
+from hotshelf_daemon.config.gcs import GcsSettings
 from hotshelf_daemon.config.handing_on import hand_on, handed_on
 from hotshelf_daemon.config.layers import load, reread, sign_password
 from hotshelf_daemon.config.loaded import Loaded
@@ -10,6 +11,7 @@ from hotshelf_daemon.config.values import share_of
 from hotshelf_daemon.config.watching import watched
 
 __all__ = [
+    "GcsSettings",
     "Loaded",
     "ModelSettings",
     "OriginSettings",

@@ -112,6 +112,9 @@ def _seed_layer(env: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "environment PIPELINE_STORE", {"store": store}
     if token := _value_or_file(env, "HF_TOKEN"):
         yield "environment HF_TOKEN", {"hf_token": token}
+    if emulator := env.get("STORAGE_EMULATOR_HOST"):  # as google's own tools read it
+        address = emulator if "://" in emulator else f"http://{emulator}"
+        yield "environment STORAGE_EMULATOR_HOST", {"gcs": {"endpoint_url": address, "unsigned": True}}
     if not (bucket := env.get("B2_BUCKET")):
         return
     region = env.get("B2_REGION")

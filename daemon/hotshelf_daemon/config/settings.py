@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from functools import cached_property
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
+from hotshelf_daemon.config.gcs import GcsSettings, plain_address
 from hotshelf_daemon.config.models import ModelSettings, cached_models
 from hotshelf_daemon.config.values import Bytes, Percent, Seconds, Verify
 from hotshelf_shared import memory
@@ -39,6 +39,8 @@ class OriginSettings(Frozen):
     #: Asked first, in this order and unsigned, for what bears its digest in its name: http(s)://HOST[/PATH], below which lie
     #: BUCKET/KEY or KEY, or an address with {key} in it, and {bucket}.
     mirrors: list[str] = Field(default=[], max_length=8)
+    #: A path to a CA bundle, when the mirrors' certificates are your own.
+    mirrors_ca_bundle: str | None = None
     access_key_id: str | None = None
     access_key_id_file: str | None = None
     secret_access_key: SecretStr | None = None
@@ -60,21 +62,16 @@ class OriginSettings(Frozen):
     @classmethod
     def _are_addresses(cls, value: list[str]) -> list[str]:
         for url in value:
-            rest = url.replace("{bucket}", "").replace("{key}", "")
-            if not re.match(r"https?://[^/?#]", rest) or set(rest) & set("{}") or ("{bucket}" in url and "{key}" not in url):
-                raise ValueError("must be http(s)://HOST[/PATH], or an address with {key}, and {bucket}, in it")
+            filled = url.replace("{bucket}", "b").replace("{key}", "k")
+            if not re.fullmatch(r"https?://[^/?#{}]+(/[^?#{}]*)?", filled) or ("{bucket}" in url and "{key}" not in url):
+                raise ValueError("must be http(s)://HOST[/PATH], or such an address with {key}, and {bucket}, in it")
         return value
 
     @field_validator("endpoint_url", "mirrors")
     @classmethod
     def _holds_no_credentials(cls, value: Any) -> Any:
         for url in value if isinstance(value, list) else (value or "",):
-            if "@" in url.partition("://")[2].partition("/")[0]:
-                raise ValueError("holds credentials: put them into access_key_id and secret_access_key")
-            try:
-                _ = urlsplit(url).port
-            except ValueError:
-                raise ValueError("is no address") from None
+            plain_address(url, "put them into access_key_id and secret_access_key")
         return value
 
     @field_validator("keys")
@@ -190,6 +187,7 @@ class Settings(Frozen):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     index: IndexSettings = IndexSettings()
     origins: dict[str, OriginSettings] = {}
+    gcs: GcsSettings = GcsSettings()
     #: The bucket in which a bare name that is not configured is a key or folder (B2_BUCKET).
     default_bucket: str | None = None
     models: dict[str, ModelSettings] = {}
@@ -251,7 +249,8 @@ class Settings(Frozen):
 
     def connections_of(self, label: str) -> int:
         """Requests to this origin under way at once, at the most."""
-        origin = self.origins.get(label)
+        if (origin := self.origins.get(label)) is None and label == "gcs":
+            return self.gcs.max_connections
         return OriginSettings().max_connections if origin is None else origin.max_connections
 
     def hasty(self) -> Settings:

@@ -23,7 +23,7 @@ from hotshelf_daemon.acquire.resolve import find
 from hotshelf_daemon.config import Settings, share_of
 from hotshelf_daemon.doctor import mirrors
 from hotshelf_daemon.doctor.finding import Finding, Status
-from hotshelf_daemon.origin import https, s3
+from hotshelf_daemon.origin import gcs, https, s3
 from hotshelf_daemon.origin.s3_errors import translated
 from hotshelf_daemon.provenance import Keyring, PublicKey
 from hotshelf_shared.errors import HotshelfError
@@ -156,8 +156,10 @@ def _origins(settings: Settings, _status: Status) -> Iterator[Finding]:
     for bucket in sorted(buckets):
         yield from _bucket(bucket, settings)
     for name, model in settings.names.items():
-        if Source.parse(model.source).kind == "https":
+        if (kind := Source.parse(model.source).kind) == "https":
             yield from _web(name, settings)
+        elif kind == "gs":
+            yield from _cloud(name, settings)
 
 
 def _bucket(bucket: str, settings: Settings) -> Iterator[Finding]:
@@ -184,6 +186,17 @@ def _web(name: str, settings: Settings) -> Iterator[Finding]:
         find(https.origin_of(host, settings.hasty()), Names(settings).want(Wish(Source.parse(name))))
     except HotshelfError as error:
         yield Finding("error", f"origin {host}", f"{name}: {error.message}", error.hint)
+
+
+def _cloud(name: str, settings: Settings) -> Iterator[Finding]:
+    """One object, or one page of a listing: libraries, credentials, endpoint and bucket at once."""
+    source = Source.parse(settings.names[name].source)
+    try:
+        origin = gcs.origin_of(source.authority, settings.hasty())
+        if not source.path or origin.head(source.path) is None:
+            next(iter(origin.list(source.path)), None)
+    except HotshelfError as error:
+        yield Finding("error", "origin gcs", f"{name}: {error.message}", error.hint)
 
 
 def _skew_s(date: str | None) -> float:

@@ -49,6 +49,13 @@ def m005_add_who_signed(db: Database) -> None:
         db.execute(statement)
 
 
+@migrations()
+def m006_add_rollbacks(db: Database) -> None:
+    """Sources that an operator has returned to an earlier revision; what each ref was before, so that it can."""
+    for statement in _M006.split(";\n\n"):
+        db.execute(statement)
+
+
 _TABLES = """
 CREATE TABLE blobs (
     digest TEXT PRIMARY KEY, size INTEGER NOT NULL, committed_at REAL NOT NULL, verified_at REAL NOT NULL,
@@ -249,6 +256,25 @@ CREATE VIEW v_refs AS
     SELECT wish, source, allow_patterns, ignore_patterns, revision, previous, kind,
            datetime(flipped_at, 'unixepoch') AS flipped_at, datetime(checked_at, 'unixepoch') AS checked_at, signed_by
     FROM refs
+"""
+
+
+_M006 = """
+ALTER TABLE refs ADD COLUMN release TEXT;
+
+ALTER TABLE refs ADD COLUMN before TEXT;
+
+CREATE TABLE rollbacks (
+    source TEXT PRIMARY KEY, wish TEXT NOT NULL, revision TEXT NOT NULL, release TEXT, at REAL NOT NULL, uid INTEGER NOT NULL
+) WITHOUT ROWID;
+
+DROP VIEW v_refs;
+
+CREATE VIEW v_refs AS
+    SELECT r.wish, r.source, r.allow_patterns, r.ignore_patterns, r.revision, r.previous, r.kind,
+           datetime(r.flipped_at, 'unixepoch') AS flipped_at, datetime(r.checked_at, 'unixepoch') AS checked_at, r.signed_by,
+           r.release, datetime(b.at, 'unixepoch') AS rolled_back_at
+    FROM refs r LEFT JOIN rollbacks b ON b.source = r.source
 """
 
 

@@ -6,7 +6,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hotshelf_daemon.states import SnapshotEvent, SnapshotState, next_snapshot_state
@@ -21,7 +21,9 @@ class RefRow:
 
     `listing` is the fingerprint of the origin's listing it was made from: equal again means nothing changed.
     `signed_by` is the id of the key that vouched for it; None when nobody was asked to. It stands in the index only: a record
-    on the volume may be somebody else's writing, and vouches for nothing.
+    on the volume may be somebody else's writing, and vouches for nothing. `release` is the revision of the published manifest
+    that it was taken from, which has every file. `before` is what the ref said at `previous`, with nothing before that; None
+    for an earlier version's ref. `checked_at` is when its origin was last asked, 0 for now; it is not recorded either.
     """
 
     wish: str
@@ -35,6 +37,34 @@ class RefRow:
     previous: Revision | None = None
     flipped_at: float = 0.0
     signed_by: str | None = None
+    release: Revision | None = None
+    before: RefRow | None = None
+    checked_at: float = 0.0
+
+    @property
+    def alone(self) -> RefRow:
+        """Without what was before it."""
+        return replace(self, previous=None, before=None)
+
+    @property
+    def recorded(self) -> RefRow:
+        """As `parse` reads it from its record."""
+        before = None if self.before is None else self.before.recorded
+        return replace(self, signed_by=None, checked_at=0.0, before=before)
+
+    def turned_back(self, now: float) -> RefRow:
+        """Where it was before, and back from there to here. For a ref that has a `previous`."""
+        assert self.previous is not None
+        before = self.before or replace(
+            self.alone, revision=self.previous, listing="", skipped=(), signed_by=None, release=None
+        )
+        return replace(
+            before,
+            previous=self.revision,
+            before=replace(self.alone, checked_at=0.0),
+            flipped_at=now,
+            checked_at=self.checked_at,
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -48,6 +78,8 @@ class RefRow:
             "skipped": [[s.path, s.reason] for s in self.skipped],
             "kind": self.kind,
             "flipped_at": self.flipped_at,
+            "release": self.release,
+            "before": None if self.before is None else self.before.to_json(),
         }
 
     @classmethod
@@ -65,14 +97,20 @@ class RefRow:
             kind=str(body["kind"]),
             previous=Revision.parse(body["previous"]) if body["previous"] else None,
             flipped_at=float(body["flipped_at"]),
+            release=Revision.parse(release) if (release := body.get("release")) else None,
+            before=cls.parse({**before, "before": None}).alone if (before := body.get("before")) else None,
         )
 
 
-_REF = "wish, source, allow_patterns, ignore_patterns, revision, listing, skipped, kind, previous, flipped_at, signed_by"
+_REF = (
+    "wish, source, allow_patterns, ignore_patterns, revision, listing, skipped, kind, previous, flipped_at, signed_by, release,"
+    " before, checked_at"
+)
 
 
 def _ref(row: Any) -> RefRow:
-    wish, source, allow, ignore, revision, listing, skipped, kind, previous, flipped_at, signed_by = row
+    wish, source, allow, ignore, revision, listing, skipped, kind, previous, flipped_at, signed_by, *rest = row
+    release, before, checked_at = rest
     return RefRow(
         wish=wish,
         source=source,
@@ -85,7 +123,15 @@ def _ref(row: Any) -> RefRow:
         previous=Revision(previous) if previous else None,
         flipped_at=flipped_at,
         signed_by=signed_by,
+        release=Revision(release) if release else None,
+        before=_before(before) if before else None,
+        checked_at=checked_at,
     )
+
+
+def _before(text: str) -> RefRow:
+    body = json.loads(text)
+    return replace(RefRow.parse(body), signed_by=body["signed_by"])
 
 
 def ref(db: sqlite3.Connection, wish: str) -> RefRow | None:
@@ -108,7 +154,7 @@ def refs(db: sqlite3.Connection, source: str | None = None) -> list[RefRow]:
 def flip(db: sqlite3.Connection, row: RefRow) -> None:
     body = row.to_json()
     db.execute(
-        f"INSERT OR REPLACE INTO refs ({_REF}, checked_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT OR REPLACE INTO refs ({_REF}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             row.wish,
             row.source,
@@ -121,7 +167,9 @@ def flip(db: sqlite3.Connection, row: RefRow) -> None:
             row.previous,
             row.flipped_at,
             row.signed_by,
-            time.time(),
+            row.release,
+            None if row.before is None else json.dumps({**row.before.to_json(), "signed_by": row.before.signed_by}),
+            row.checked_at or time.time(),
         ),
     )
 

@@ -23,7 +23,7 @@ from hotshelf_daemon.ingest.pacing import Pace, Rate
 from hotshelf_daemon.ingest.segment import Job, Meter, Run
 from hotshelf_daemon.ingest.threads import begun, through, told
 from hotshelf_daemon.ingest.traffic import Shared
-from hotshelf_daemon.objects import OriginObject
+from hotshelf_daemon.objects import Checksum, OriginObject
 from hotshelf_daemon.origin import Corrupted, Origin
 from hotshelf_daemon.plan import Cut
 from hotshelf_daemon.policy import reason_by_bytes
@@ -80,6 +80,11 @@ class Task:
     #: Whether its pages stay in the page cache.
     keep: bool = True
 
+    @property
+    def checksum(self) -> Checksum | None:
+        """What the origin has said of the bytes, where no manifest says it better."""
+        return self.object.checksum if self.row.expected is None else None
+
 
 class Downloads:
     def __init__(self, shelf: Shelf) -> None:
@@ -110,7 +115,7 @@ class Downloads:
         try:
             done = await self._trusted(job, task.row) if resumed else []
             await self._fetch_all(job, task, done)
-            kept_there = await told(asked, TOLD_WITHIN_S)
+            kept_there = task.checksum or await told(asked, TOLD_WITHIN_S)
             judged = await self._in_thread(job, lambda: self._judged(job, task.row, kept_there))
         except BaseException:
             if asked is not None:
@@ -141,11 +146,11 @@ class Downloads:
         def bring(stands_aside: bool) -> Downloaded:
             with job.touching():
                 job.fd, _ = files.open_ingest(self._shelf.layout, task.row.id, task.row.size, resume=False)
-                job.frontier = Frontier(job.fd, task.row.size, keep=task.keep)
+                job.frontier = Frontier(job.fd, task.row.size, keep=task.keep, kept=task.checksum)
             if task.row.size:
                 segment.carry(job, Run.of(0, task.row.size, stands_aside=stands_aside), 0)
             with job.touching():
-                done = self._judged(job, task.row, None)
+                done = self._judged(job, task.row, task.checksum)
                 if done.unsafe or done.digest != (task.row.expected or done.digest):
                     return done
                 job.fd = -1
@@ -160,11 +165,13 @@ class Downloads:
                 os.close(job.fd)
             raise
 
-    def _judged(self, job: Job, row: IngestRow, kept_there: int | None) -> Downloaded:
-        if kept_there is not None and kept_there != job.frontier.crc64nvme():
-            raise Corrupted(f"the bytes of {job.object.key} do not match the CRC-64/NVME that {job.origin.label} keeps of them")
+    def _judged(self, job: Job, row: IngestRow, kept: Checksum | None) -> Downloaded:
         with durable.disk_errors("reading a download"):
-            return Downloaded(job.fd, job.frontier.digest(), reason_by_bytes(job.fd, row.size))
+            digest = job.frontier.digest()
+            if kept is not None and kept != job.frontier.checksum(kept.algorithm):
+                what = f"the {kept.algorithm} that {job.origin.label} keeps of them"
+                raise Corrupted(f"the bytes of {job.object.key} do not match {what}")
+            return Downloaded(job.fd, digest, reason_by_bytes(job.fd, row.size))
 
     async def seal(self, done: Downloaded, *, keep: bool) -> None:
         """Read-only, on the disk, closed; closed also when it fails. Out of the page cache unless it is to `keep` it."""
@@ -183,6 +190,7 @@ class Downloads:
                 aside=None if loose else self._hashing.submit,
                 # Where there are as many files as processors, each is hashed while it is warm, and none holds up another.
                 inline=lambda: loose or self._in_ranges >= self._hashing_threads,
+                kept=task.checksum,
             ),
             task.meter,
             self._fetch.attempts,
@@ -219,9 +227,9 @@ class Downloads:
         finally:
             self._in_ranges -= 1
 
-    def _ask(self, task: Task) -> Future[int | None] | None:
-        """Asks the origin what all the bytes come to, where no manifest says it better."""
-        if task.row.expected is not None or not task.object.version:
+    def _ask(self, task: Task) -> Future[Checksum | None] | None:
+        """Asks the origin what all the bytes come to, where neither a manifest nor the origin itself has said it."""
+        if task.row.expected is not None or task.checksum is not None or not task.object.version:
             return None
         return self._asking.submit(task.origin.checksum, task.object)
 

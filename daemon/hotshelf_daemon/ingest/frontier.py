@@ -1,5 +1,5 @@
-"""sha256 of a file that arrives in segments: hashed in order, behind the contiguous frontier, while it arrives. And its
-CRC-64/NVME, which origins keep: that is put together from the segments' own.
+"""sha256 of a file that arrives in segments: hashed in order, behind the contiguous frontier, while it arrives. And what
+origins keep of it: its CRC-64/NVME is put together from the segments' own; its CRC32C, where one is kept, goes with the hash.
 
 The thread that writes at the frontier hashes from its buffer; what arrived out of order is read back from the page cache
 by a hashing thread, which goes before those that fetch: else the hash would be far behind when the last byte comes.
@@ -14,8 +14,9 @@ import os
 import threading
 from collections.abc import Callable
 
-from awscrt.checksums import combine_crc64nvme
+from awscrt.checksums import combine_crc64nvme, crc32c
 
+from hotshelf_daemon.objects import Algorithm, Checksum
 from hotshelf_daemon.store import durable
 from hotshelf_shared.digest import Digest
 
@@ -30,7 +31,8 @@ _thread = threading.local()
 
 class Frontier:
     """`keep` says whether the pages stay in the page cache, for whoever loads the file next. `aside` runs work elsewhere;
-    without it whoever closes a gap hashes what it can. `inline` says whether who writes at the frontier is to hash."""
+    without it whoever closes a gap hashes what it can. `inline` says whether who writes at the frontier is to hash.
+    `kept` is what the bytes must come to, if that is known: only then is a CRC32C taken beside the hash."""
 
     def __init__(
         self,
@@ -40,6 +42,7 @@ class Frontier:
         keep: bool = True,
         aside: Callable[[Callable[[], None]], object] | None = None,
         inline: Callable[[], bool] = lambda: True,
+        kept: Checksum | None = None,
     ) -> None:
         self._fd = fd
         self._size = size
@@ -47,6 +50,7 @@ class Frontier:
         self._aside, self._inline = aside, inline
         self._forgotten = 0
         self._hash = hashlib.sha256()
+        self._crc32c = 0 if kept is not None and kept.algorithm == "CRC32C" else None
         self._at = 0
         self._arrived: dict[int, int] = {}
         self._sums: dict[int, tuple[int, int]] = {}
@@ -66,6 +70,8 @@ class Frontier:
     def feed(self, data: memoryview) -> None:
         """The owner's next bytes."""
         self._hash.update(data)
+        if self._crc32c is not None:
+            self._crc32c = crc32c(data, self._crc32c)
         self._at += len(data)
 
     def disown(self) -> None:
@@ -159,8 +165,15 @@ class Frontier:
             raise AssertionError(f"hashed {self._at} of {self._size} bytes")
         return Digest.from_hex(self._hash.hexdigest())
 
-    def crc64nvme(self) -> int:
-        """Of the whole file, when every segment has arrived."""
+    def checksum(self, algorithm: Algorithm) -> Checksum:
+        """Of the whole file, when every segment has arrived. The CRC32C after the digest, and only where one is kept."""
+        if algorithm == "CRC-64/NVME":
+            return Checksum.crc64nvme(self._crc64nvme())
+        if self._crc32c is None or self._at != self._size:
+            raise AssertionError(f"{self._at} of {self._size} bytes are hashed, and CRC32C is {self._crc32c}")
+        return Checksum.crc32c(self._crc32c)
+
+    def _crc64nvme(self) -> int:
         at = whole = 0
         for start, (stop, crc) in sorted(self._sums.items()):
             if start != at:

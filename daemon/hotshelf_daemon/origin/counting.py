@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from hotshelf_daemon.metrics import Metrics
-from hotshelf_daemon.objects import OriginObject
+from hotshelf_daemon.objects import Checksum, OriginObject
 from hotshelf_daemon.origin.port import Body, Origin, SplicedBody
 from hotshelf_shared.errors import HotshelfError
 
@@ -46,7 +46,7 @@ class Counting:
     def head(self, key: str) -> OriginObject | None:
         return self._counted(lambda: self._origin.head(key))
 
-    def checksum(self, obj: OriginObject) -> int | None:
+    def checksum(self, obj: OriginObject) -> Checksum | None:
         return self._counted(lambda: self._origin.checksum(obj))
 
     def list(self, folder: str) -> Iterator[OriginObject]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from hotshelf_daemon import logs
 from hotshelf_daemon.config import OriginSettings, Settings, reread
-from hotshelf_daemon.origin import https, s3
+from hotshelf_daemon.origin import gcs, https, s3
 from hotshelf_daemon.origin.file import FileOrigin, root_for
 from hotshelf_daemon.origin.mirrored import Mirrored, ways_to
 from hotshelf_daemon.origin.port import Origin
@@ -39,12 +39,15 @@ class Directory:
         if source.kind == "https":
             host = source.authority
             return self._kept(("https", host), lambda: self._wrap(https.origin_of(host, self._settings)))
+        if source.kind == "gs":
+            return self._kept(("gs", source.authority), lambda: self._wrap(gcs.origin_of(source.authority, self._settings)))
         if source.kind == "pipeline":
             if (prefix := self._settings.publish.pipelines) is None:
                 raise NotFound(f"blobs of {source} are not held, and nothing is published", hint="Build it again.")
             return self.origin_of(Source.parse(prefix))
         raise InvalidRequest(
-            f"there is no origin for {source.kind}: sources in this version", hint="Use s3://, https:// or file:// sources."
+            f"there is no origin for {source.kind}: sources in this version",
+            hint="Use s3://, gs://, https:// or file:// sources.",
         )
 
     def warm(self) -> None:

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hotshelf_daemon.objects import OriginObject
+from hotshelf_daemon.objects import Checksum, OriginObject
 from hotshelf_daemon.origin.port import Body, Changed
 from hotshelf_shared.errors import AccessDenied, IntegrityError, OriginUnavailable
 
@@ -50,7 +50,7 @@ class FileOrigin:
         finally:
             os.close(fd)
 
-    def checksum(self, _obj: OriginObject) -> int | None:
+    def checksum(self, _obj: OriginObject) -> Checksum | None:
         return None
 
     def list(self, folder: str) -> Iterator[OriginObject]:

@@ -60,3 +60,8 @@ def guarded(client: Any) -> Any:
 def guard(session: Any) -> None:
     """botocore's own, of a client or alone."""
     session._pool_classes_by_scheme.update({"http": _Pool, "https": _SecurePool})
+
+
+def guard_pools(manager: Any) -> None:
+    """urllib3's own, of requests or alone: it shares its table of pools with all others, so it gets another."""
+    manager.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}

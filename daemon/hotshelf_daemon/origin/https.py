@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from urllib.parse import quote, urlsplit
 
 from hotshelf_daemon.config import OriginSettings, Settings
-from hotshelf_daemon.objects import OriginObject
+from hotshelf_daemon.objects import Checksum, OriginObject
 from hotshelf_daemon.origin.port import Body
 from hotshelf_daemon.origin.web import Terms, Web, place
 from hotshelf_shared.errors import AccessDenied, NotFound
@@ -64,7 +64,7 @@ class HttpsOrigin:
     def head(self, key: str) -> OriginObject | None:
         return self._web.head(self._url_of(key), key)
 
-    def checksum(self, _obj: OriginObject) -> int | None:
+    def checksum(self, _obj: OriginObject) -> Checksum | None:
         return None
 
     def list(self, folder: str) -> Iterator[OriginObject]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import md5
 
-from hotshelf_daemon.objects import OriginObject
+from hotshelf_daemon.objects import Checksum, OriginObject
 from hotshelf_daemon.origin.port import Body, Changed
 from hotshelf_shared.errors import IntegrityError, OriginUnavailable
 
@@ -23,7 +23,7 @@ class _Bytes:
 
 
 class MemoryOrigin:
-    """`objects` maps key → bytes, `checksums` key → CRC-64/NVME; both may be changed at any time.
+    """`objects` maps key → bytes, `checksums` key → what is kept of them, a CRC32C told unasked.
 
     `requests` is a list of (verb, key, start, stop).
     """
@@ -33,14 +33,14 @@ class MemoryOrigin:
         self.label = label
         self.offline = False
         self.objects: dict[str, bytes] = {}
-        self.checksums: dict[str, int] = {}
+        self.checksums: dict[str, Checksum] = {}
         self.requests: list[tuple[str, str, int, int]] = []
 
     def head(self, key: str) -> OriginObject | None:
         self._ask("head", key)
         return self._object(key) if key in self.objects else None
 
-    def checksum(self, obj: OriginObject) -> int | None:
+    def checksum(self, obj: OriginObject) -> Checksum | None:
         self._ask("checksum", obj.key)
         return self.checksums.get(obj.key)
 
@@ -75,4 +75,6 @@ class MemoryOrigin:
 
     def _object(self, key: str) -> OriginObject:
         data = self.objects[key]
-        return OriginObject(key, len(data), md5(data, usedforsecurity=False).hexdigest())
+        kept = self.checksums.get(key)
+        told = kept if kept is not None and kept.algorithm == "CRC32C" else None
+        return OriginObject(key, len(data), md5(data, usedforsecurity=False).hexdigest(), told)

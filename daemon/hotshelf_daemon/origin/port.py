@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
-from hotshelf_daemon.objects import OriginObject
+from hotshelf_daemon.objects import Checksum, OriginObject
 from hotshelf_shared.errors import IntegrityError, OriginUnavailable
 
 #: What a file system, a kernel or a sandbox says that cannot splice.
@@ -66,8 +66,8 @@ class Origin(Protocol):
         """The object under exactly this key; None when there is none."""
         ...
 
-    def checksum(self, obj: OriginObject) -> int | None:
-        """The CRC-64/NVME that it keeps of all bytes of exactly this version; None when it keeps none."""
+    def checksum(self, obj: OriginObject) -> Checksum | None:
+        """The one that it keeps of all bytes of exactly this version; None when it keeps none. CRC32C only if `obj` has it."""
         ...
 
     def list(self, folder: str) -> Iterator[OriginObject]:

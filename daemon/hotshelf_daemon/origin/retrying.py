@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from hotshelf_daemon.objects import OriginObject
+from hotshelf_daemon.objects import Checksum, OriginObject
 from hotshelf_daemon.origin.port import Body, Busy, Origin
 from hotshelf_shared.errors import OriginUnavailable
 
@@ -52,7 +52,7 @@ class Retrying:
     def head(self, key: str) -> OriginObject | None:
         return self._again(lambda: self._origin.head(key))
 
-    def checksum(self, obj: OriginObject) -> int | None:
+    def checksum(self, obj: OriginObject) -> Checksum | None:
         self._quiet.wait()
         return self._origin.checksum(obj)  # one can do without: not worth a second question
 

@@ -21,7 +21,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
 
 from hotshelf_daemon.config import OriginSettings, Settings
-from hotshelf_daemon.objects import OriginObject
+from hotshelf_daemon.objects import Checksum, OriginObject
 from hotshelf_daemon.origin import s3_body
 from hotshelf_daemon.origin.answers import check_answer, strong
 from hotshelf_daemon.origin.guard import guarded
@@ -114,11 +114,12 @@ class S3Origin:
             where = f"s3://{self._bucket}/{key}"
             return OriginObject(key, int(answer["ContentLength"]), strong(answer.get("ETag", ""), where))
 
-    def checksum(self, obj: OriginObject) -> int | None:
+    def checksum(self, obj: OriginObject) -> Checksum | None:
         asked: Any = {"Key": obj.key, "IfMatch": obj.version, "ChecksumMode": "ENABLED"}
         with translated(self.label, self._principal, f"s3://{self._bucket}/{obj.key}"):
             answer = self._client.head_object(Bucket=self._bucket, **asked)  # not worth fresh credentials: a GET gets them
-        return s3_body.kept_of_all(answer["ResponseMetadata"].get("HTTPHeaders", {}))
+        kept = s3_body.kept_of_all(answer["ResponseMetadata"].get("HTTPHeaders", {}))
+        return None if kept is None else Checksum.crc64nvme(kept)
 
     def list(self, folder: str) -> Iterator[OriginObject]:
         below = f"{folder}/" if folder else ""

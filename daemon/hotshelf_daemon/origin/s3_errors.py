@@ -51,10 +51,10 @@ def as_ours(error: Exception, label: str, principal: str, where: str, *, doing: 
             hint = "Set the origin's access_key_id and secret_access_key, or `unsigned: true` for a public bucket."
             return AccessDenied(f"there are no credentials for {where}", hint=hint)
         case boto.SSLError():
-            reason = f"the certificate of {label} is not accepted ({_first_line(error)})"
-            return _hopeless(reason, "Set the origin's ca_bundle.")
+            reason = f"the certificate of {label} is not accepted ({first_line(error)})"
+            return hopeless(reason, "Set the origin's ca_bundle.")
         case boto.ParamValidationError() | boto.InvalidRegionError() | boto.UnknownServiceError():
-            return NotFound(f"{where} cannot be asked for: {_first_line(error)}")
+            return NotFound(f"{where} cannot be asked for: {first_line(error)}")
         case boto.PaginationError():
             return IntegrityError(f"{label} lists {where} in circles", hint="The service's listing is broken.")
         case ResponseParserError() | ValueError() | TypeError() | KeyError():
@@ -65,7 +65,7 @@ def as_ours(error: Exception, label: str, principal: str, where: str, *, doing: 
                 hint = "Point the origin's endpoint_url at a service that is not link-local."
                 return AccessDenied(f"{label} is not asked for {where}: {refusal}", hint=hint)
             # Endpoint, connection, proxy, time-out and broken-stream errors: all of them may pass.
-            return OriginUnavailable(f"{label} cannot be reached for {where}: {_first_line(error)}")
+            return OriginUnavailable(f"{label} cannot be reached for {where}: {first_line(error)}")
     return None
 
 
@@ -89,9 +89,9 @@ def _of_answer(error: boto.ClientError, label: str, denied: str, where: str) -> 
     if status in (412, 416):
         return Changed(f"{where} changed at the origin")
     if status in (429, 503) or code in ("SlowDown", "RequestLimitExceeded"):
-        return Busy(f"{said} for {where}", retry_after_s=_retry_after(headers))
+        return Busy(f"{said} for {where}", retry_after_s=retry_after(headers))
     if status in (408, 425) or (status >= 500 and status != 501):
-        return OriginUnavailable(f"{said} for {where}", retry_after_s=_retry_after(headers))
+        return OriginUnavailable(f"{said} for {where}", retry_after_s=retry_after(headers))
     if status in (301, 302, 307, 308):
         return AccessDenied(f"{said}: it redirects {where} elsewhere", hint="Set the origin's region and endpoint_url right.")
     return _of_odd_answer(status, str(answer.get("Error", {}).get("Message", "")), said, where)
@@ -99,13 +99,13 @@ def _of_answer(error: boto.ClientError, label: str, denied: str, where: str) -> 
 
 def _of_odd_answer(status: int, message: str, said: str, where: str) -> HotshelfError:
     if status == 407:
-        return _hopeless(f"{said}: a proxy stands before {where}", "Set NO_PROXY for the endpoint, or mend the proxy.")
+        return hopeless(f"{said}: a proxy stands before {where}", "Set NO_PROXY for the endpoint, or mend the proxy.")
     if "checksum" in message.lower():
         return IntegrityError(f"{said} for {where}: it does not know the checksums it was sent", hint=_WHEN_REQUIRED)
     return IntegrityError(f"{said} for {where}", hint="See what the service says about that status.")
 
 
-def _retry_after(headers: Any) -> float | None:
+def retry_after(headers: Any) -> float | None:
     """Seconds, or a date; a minute at the most."""
     asked = headers.get("retry-after", "")
     try:
@@ -118,7 +118,7 @@ def _retry_after(headers: Any) -> float | None:
         return None
 
 
-def _hopeless(message: str, hint: str) -> OriginUnavailable:
+def hopeless(message: str, hint: str) -> OriginUnavailable:
     """Unavailable, and no retry will help."""
     error = OriginUnavailable(message, hint=hint)
     error.retryable = False
@@ -132,6 +132,6 @@ def _server_time(headers: Any) -> str:
         return "unknown"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: object) -> str:
     """Without what stands behind the ? of an address: a redirect may have put a signature there."""
     return _QUERY.sub("?…", (str(error).splitlines() or [type(error).__name__])[0])[:300]

@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ from hotshelf_shared.errors import AccessDenied, IntegrityError, OriginUnavailab
 _NOBODY = "nobody (unsigned)"
 _REDIRECTS = {301, 302, 303, 307, 308}
 MOST_REDIRECTS = 5
+#: What is small must have come by then, seconds.
+READ_S = 30.0
 _OPTIONS: Any = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
 #: Before a version that is a date: an ETag begins with a quotation mark.
 _DATE = "modified "
@@ -93,19 +96,25 @@ class Web:
         return answer
 
     def read(self, url: str, limit: int) -> bytes | None:
-        """A small body whole; None where there is nothing."""
+        """A small body whole; None where there is nothing. One that comes byte by byte is not waited for."""
+        until = time.monotonic() + READ_S
         with translated(self.label, _NOBODY, url):
             if (answer := self._ask("GET", url)) is None:
                 return None
-            try:
-                data: bytes = answer["Body"].read(limit + 1)
-            finally:
-                answer["Body"].close()
-        if len(data) > limit:
+        buffer, at = bytearray(min(limit, answer.get("ContentLength", limit)) + 1), 0
+        body = streamed(answer["Body"], lambda error: as_ours(error, self.label, _NOBODY, url), None)
+        try:
+            while at < len(buffer) and (taken := body.readinto(memoryview(buffer)[at:])):
+                at += taken
+                if time.monotonic() > until:
+                    raise OriginUnavailable(f"{url} has not come within {READ_S:.0f} s")
+        finally:
+            body.close()
+        if at > limit:
             raise IntegrityError(f"{url} is over {limit:,} bytes")
-        if len(data) != answer.get("ContentLength", len(data)):
+        if at != answer.get("ContentLength", at):
             raise OriginUnavailable(f"{url} ended early")
-        return data
+        return bytes(buffer[:at])
 
     def told(self, url: str) -> Mapping[str, str] | None:
         """The headers, in small letters, that come with its first byte; None where there is nothing."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hotshelf_daemon.config import Settings
-from hotshelf_daemon.origin import https, s3
+from hotshelf_daemon.origin import gcs, https, s3
 from hotshelf_daemon.provenance.keys import PublicKey
 from hotshelf_shared.errors import BadConfiguration
 from hotshelf_shared.source import Source
@@ -51,5 +51,7 @@ class Keyring:
         """Whether what is held of a source, verified by that key if by any, may still be served."""
         if source.kind == "https" and https.needs_signatures(source.authority, self._settings):
             return False  # held from before they were: asked for by that name it is no way past them
+        if source.kind == "gs" and gcs.needs_signatures(self._settings):
+            return False
         keys = self.required(source)
         return not keys or any(key.id == signed_by for key in keys)

@@ -19,7 +19,7 @@ from functools import partial
 from hotshelf_daemon.index import Index, blobs, ingests, journal, leases, snapshots
 from hotshelf_daemon.index.leases import PinRow
 from hotshelf_daemon.index.snapshots import RefRow
-from hotshelf_daemon.recover import bundles, pipelines, strangers
+from hotshelf_daemon.recover import bundles, pipelines, rollbacks, strangers
 from hotshelf_daemon.store import Layout, hub, model_cache, trees
 from hotshelf_daemon.store import blobs as files
 from hotshelf_shared.digest import Digest, Revision
@@ -59,6 +59,7 @@ def recover(layout: Layout, index: Index, bundle_key: bytes) -> Recovered:
     rebuilt = _adopt_manifests(layout, index)
     _lay_out_missing(layout, index)
     _adopt_refs(layout, index)
+    rollbacks.reconcile(layout, index)
     _adopt_pins(layout, index)
     rebuilt += pipelines.reconcile(layout, index)
     rebuilt += bundles.reconcile(layout, index, bundle_key)
@@ -147,17 +148,17 @@ def _lay_out_missing(layout: Layout, index: Index) -> None:
 
 
 def _adopt_refs(layout: Layout, index: Index) -> None:
+    """A row wins over its record, which is written first: nobody had been told yet."""
     known = {row.wish: row for row in index.read(snapshots.refs)}
     for name in _names(layout, "refs"):
         wish = name.removesuffix(".json")
-        if wish in known:
+        if wish in known or wish.endswith(trees.ROLLBACK):
             continue
         row = _ref_record(layout, wish)
         if row is None or not index.write_now(partial(_adopt_ref, row=row), durable=True):
             layout.discard(layout["refs"], name)
-    recorded = set(_names(layout, "refs"))
     for wish, row in known.items():
-        if f"{wish}.json" not in recorded:
+        if _ref_record(layout, wish) != row.recorded:
             trees.write_json(layout, "refs", wish, row.to_json())
 
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from hotshelf_daemon.acquire import Peer
-from hotshelf_daemon.server import bundling, handing
+from hotshelf_daemon.server import bundling, handing, turning
 from hotshelf_daemon.server import calls as workers_calls
 from hotshelf_daemon.server.bundling import Bundling
 from hotshelf_daemon.server.calls import Calls, Route, health
@@ -16,13 +16,16 @@ from hotshelf_daemon.server.openapi import document
 from hotshelf_daemon.server.peers import Guard
 from hotshelf_daemon.server.replies import as_json, problems
 from hotshelf_daemon.server.shedding import shedding
+from hotshelf_daemon.server.turning import Turns
 from hotshelf_daemon.server.unix import listen_on, remove_own
 from hotshelf_shared.errors import DaemonUnavailable
 from hotshelf_shared.wire import MAX_RENEW_BODY_BYTES
 
-__all__ = ["ROUTES", "Bundling", "Calls", "Guard", "Handing", "application", "health", "listen_on", "remove_own", "shedding"]
+__all__ = [
+    "ROUTES", "Bundling", "Calls", "Guard", "Handing", "Turns", "application", "health", "listen_on", "remove_own", "shedding",
+]  # fmt: skip
 
-ROUTES = (*workers_calls.ROUTES, *handing.ROUTES, *bundling.ROUTES)
+ROUTES = (*workers_calls.ROUTES, *handing.ROUTES, *bundling.ROUTES, *turning.ROUTES)
 
 
 def application(calls: Calls, guard: Guard) -> web.Application:

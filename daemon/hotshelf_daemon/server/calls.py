@@ -24,6 +24,7 @@ from hotshelf_shared.wire import AcquireRequest, LeaseAnswer, RenewRequest
 if TYPE_CHECKING:
     from hotshelf_daemon.server.bundling import Bundling
     from hotshelf_daemon.server.handing import Handing
+    from hotshelf_daemon.server.turning import Turns
 
 Call = Callable[["Calls", web.Request, Peer], Awaitable[web.StreamResponse]]
 
@@ -38,6 +39,7 @@ class Calls:
     keeping: Keeping
     handing: Handing
     bundling: Bundling
+    turns: Turns
     version: str
     began: float
     keepers: dict[asyncio.BaseTransport, tuple[int, str]]
@@ -127,14 +129,14 @@ class Calls:
         return as_json({"status": "ok" if ok else "degraded", "version": self.version, "checks": checks})
 
     async def verify(self, request: web.Request, _peer: Peer) -> web.StreamResponse:
-        body = await _body(request, "revision")
+        body = await read_fields(request, "revision")
         target = body.get("revision")
         if target is not None and not isinstance(target, str):
             raise InvalidRequest("revision is a revision, source or name")
         return as_json(await self.keeping.verify(target))
 
     async def collect(self, request: web.Request, _peer: Peer) -> web.StreamResponse:
-        body = await _body(request, "dry_run")
+        body = await read_fields(request, "dry_run")
         dry_run = body.get("dry_run", False)
         if not isinstance(dry_run, bool):
             raise InvalidRequest("dry_run is true or false")
@@ -172,7 +174,8 @@ async def read_body(request: web.Request, limit: int = wire.MAX_ACQUIRE_BODY_BYT
     return data
 
 
-async def _body(request: web.Request, *known: str) -> dict[str, Any]:
+async def read_fields(request: web.Request, *known: str) -> dict[str, Any]:
+    """The members of a JSON object, none but those. Raises InvalidRequest, TooLarge."""
     data = await read_body(request)
     body = parse_json(data, "the body", InvalidRequest) if data else {}
     if not isinstance(body, dict) or set(body) - set(known):

@@ -146,11 +146,50 @@ _SCHEMAS |= {
         },
     },
 }
+_SCHEMAS |= {
+    "Refresh": {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["source"],
+        "properties": {"source": {"type": "string"}, "timeout_s": {"type": "number", "exclusiveMinimum": 0}},
+    },
+    "Refreshed": {
+        "type": "object",
+        "required": ["source", "revision", "previous", "changed", "unfrozen", "pinned"],
+        "properties": {
+            "source": {"type": "string"},
+            "revision": _DIGEST,
+            "previous": {"oneOf": [_DIGEST, {"type": "null"}]},
+            "changed": {"type": "boolean"},
+            "unfrozen": {"type": "boolean"},
+            "pinned": {"type": "boolean"},
+        },
+    },
+    "Rollback": {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["source"],
+        "properties": {"source": {"type": "string"}, "dry_run": {"type": "boolean"}},
+    },
+    "RolledBack": {
+        "type": "object",
+        "required": ["source", "revision", "previous", "dry_run", "refs"],
+        "properties": {
+            "source": {"type": "string"},
+            "revision": _DIGEST,
+            "previous": _DIGEST,
+            "dry_run": {"type": "boolean"},
+            "refs": {"type": "array", "items": {"type": "object", "required": ["revision", "was", "way"]}},
+        },
+    },
+}
 _BODIES = {
     ("POST", "/v1/leases"): "Acquire",
     ("POST", "/v1/leases/renew"): "Renew",
     ("PUT", "/v1/pipelines/{key}"): "Bind",
     ("PUT", "/v1/bundles/{environment_key}/{graph_key}"): "BindBundle",
+    ("POST", "/v1/refresh"): "Refresh",
+    ("POST", "/v1/rollback"): "Rollback",
 }
 _ANSWERS = {
     ("POST", "/v1/leases"): "Lease",
@@ -158,7 +197,10 @@ _ANSWERS = {
     ("PUT", "/v1/pipelines/{key}"): "Pipeline",
     ("GET", "/v1/bundles/{environment_key}/{graph_key}"): "Bundle",
     ("PUT", "/v1/bundles/{environment_key}/{graph_key}"): "Bundle",
+    ("POST", "/v1/refresh"): "Refreshed",
+    ("POST", "/v1/rollback"): "RolledBack",
 }
+_STREAMED = ("Lease", "Refreshed")
 
 
 def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
@@ -179,7 +221,7 @@ def _operation(route: Route, path: str) -> dict[str, Any]:
     answer: dict[str, Any] = {"description": "Done."}
     if name := _ANSWERS.get(key):
         answer["content"] = {wire.JSON: {"schema": {"$ref": f"#/components/schemas/{name}"}}}
-        answer["content"] |= {wire.NDJSON: {}} if name == "Lease" else {}
+        answer["content"] |= {wire.NDJSON: {}} if name in _STREAMED else {}
     if route.method == "HEAD":
         answer["headers"] = {wire.SIZE_HEADER: {"schema": {"type": "integer"}}}
     problem = {wire.PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}}

@@ -8,6 +8,7 @@ import errno
 import os
 import socket
 import struct
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 from hotshelf_daemon.acquire import Peer
@@ -33,7 +34,8 @@ class Guard:
         """Raises AccessDenied for a uid that is neither listed nor in a listed group."""
         peer = self._seen.get(transport)
         if peer is None:
-            peer = self._seen[transport] = peer_of(transport.get_extra_info("socket"))
+            found = peer_of(transport.get_extra_info("socket"))
+            peer = self._seen[transport] = replace(found, is_admin=found.uid in self._admins)
         if peer.uid not in self._uids and not (peer.groups | {peer.gid}) & self._gids:
             raise AccessDenied(
                 f"uid {peer.uid} may not use this socket",
@@ -42,7 +44,7 @@ class Guard:
         return peer
 
     def check_admin(self, peer: Peer) -> None:
-        if peer.uid not in self._admins:
+        if not peer.is_admin:
             raise AccessDenied(f"uid {peer.uid} may not do this", hint="Only `admin_uids` may; run it as the daemon's uid.")
 
 

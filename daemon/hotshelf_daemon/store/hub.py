@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import secrets
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from hotshelf_daemon.store import durable
@@ -21,6 +21,8 @@ from hotshelf_shared.digest import Digest
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 #: What the hub takes for the name of a repository or organisation.
 _NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?\Z")
+#: Where our own links lead.
+_OURS = re.compile(r"(\.\./)+blobs/sha256/[0-9a-f]{2}/[0-9a-f]{64}\Z")
 _REF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}){0,3}\Z")
 
 
@@ -53,23 +55,34 @@ def show(layout: Layout, entry: Entry) -> None:
         commit = os.path.join(repository, "snapshots", entry.commit)
         os.makedirs(os.path.dirname(commit), 0o750, exist_ok=True)
         if os.path.lexists(commit):
-            _fill(commit, entry.files)
+            _add(layout, commit, entry.files)
         else:
-            unseen = layout.path("ingest", f"{secrets.token_hex(8)}.v")
-            os.mkdir(unseen, 0o750)
-            _fill(unseen, entry.files)
-            os.rename(unseen, commit)
+            _make(layout, commit, entry.files)
         if entry.ref is not None and _REF.match(entry.ref) and ".." not in entry.ref:
             _name(layout, repository, entry.ref, entry.commit)
 
 
-def _fill(commit: str, files: Mapping[str, Digest]) -> None:
+def _make(layout: Layout, commit: str, files: Mapping[str, Digest]) -> None:
+    """The whole of it, unseen until all is there."""
+    unseen = f"{secrets.token_hex(8)}.v"
+    try:
+        for path, digest in files.items():
+            at = layout.path("ingest", unseen, path)
+            os.makedirs(os.path.dirname(at), 0o750, exist_ok=True)
+            os.symlink(_link_to(path, digest), at)
+        os.rename(layout.path("ingest", unseen), commit)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            layout.remove("ingest", unseen)
+        raise
+
+
+def _add(layout: Layout, commit: str, files: Mapping[str, Digest]) -> None:
     for path, digest in files.items():
-        at = os.path.join(commit, path)
-        os.makedirs(os.path.dirname(at), 0o750, exist_ok=True)
-        target = _link_to(path, digest)
+        at, target = os.path.join(commit, path), _link_to(path, digest)
         if _target(at) != target:
-            unseen = f"{at}.{secrets.token_hex(4)}"
+            os.makedirs(os.path.dirname(at), 0o750, exist_ok=True)
+            unseen = layout.path("ingest", f"{secrets.token_hex(8)}.v")
             os.symlink(target, unseen)
             os.rename(unseen, at)
 
@@ -109,34 +122,44 @@ def _read(path: str) -> str | None:
 def hide(layout: Layout, gone: Collection[Digest]) -> None:
     """Before these blobs go: every commit with one of them leaves, as a whole."""
     names = {digest.hex for digest in gone}
-    with durable.disk_errors("hiding files below hub/"):
-        for repository, commit in _commits(layout):
-            if any(link.rpartition("/")[2] in names for link in _links(layout.path("hub", repository, "snapshots", commit))):
-                _remove(layout, repository, commit)
+    for repository, commit, links in _commits(layout):
+        if any(link.rpartition("/")[2] in names for link in links):
+            _remove(layout, repository, commit)
 
 
 def prune(layout: Layout) -> None:
     """At start: what leads nowhere goes."""
-    with durable.disk_errors("putting hub/ right"):
-        for repository, commit in _commits(layout):
-            at = layout.path("hub", repository, "snapshots", commit)
-            if not _COMMIT.match(commit) or not all(_leads_to_a_blob(layout, link) for link in _links(at)):
-                _remove(layout, repository, commit)
+    for repository, commit, links in _commits(layout):
+        if not _COMMIT.match(commit) or not all(_leads_to_a_blob(layout, link) for link in links):
+            _remove(layout, repository, commit)
 
 
-def _commits(layout: Layout) -> list[tuple[str, str]]:
-    """Repository folder and commit of all there are."""
-    found = []
+def keep_only(layout: Layout, entries: Iterable[Entry]) -> None:
+    """Repositories and refs that these do not name go. Older commits of those that stay do too when their blobs do."""
+    wanted = {entry.folder for entry in entries if entry.can_be_shown}
+    named = {(entry.folder, entry.ref) for entry in entries}
+    for repository, commit, _ in _commits(layout):
+        if repository not in wanted:
+            _remove(layout, repository, commit)
+            continue
+        refs = layout.path("hub", repository, "refs")
+        for path in _files(refs):
+            if (repository, os.path.relpath(path, refs)) not in named:
+                _forget(path)
+
+
+def _commits(layout: Layout) -> Iterator[tuple[str, str, list[str]]]:
+    """Repository folder, commit and where its links lead, of all that were made here. What else lies there is somebody's."""
     for repository in os.listdir(layout["hub"]):
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            found += [(repository, commit) for commit in os.listdir(layout.path("hub", repository, "snapshots"))]
-    return found
+        with contextlib.suppress(OSError):  # another user's, or no folder
+            for commit in os.listdir(layout.path("hub", repository, "snapshots")):
+                links = [_target(path) or "" for path in _files(layout.path("hub", repository, "snapshots", commit))]
+                if any(_OURS.match(link) for link in links):
+                    yield repository, commit, links
 
 
-def _links(folder: str) -> Iterable[str]:
-    for at, _, names in os.walk(folder):
-        for name in names:
-            yield _target(os.path.join(at, name)) or ""
+def _files(folder: str) -> Iterator[str]:
+    return (os.path.join(at, name) for at, _, names in os.walk(folder) for name in names)
 
 
 def _leads_to_a_blob(layout: Layout, link: str) -> bool:
@@ -145,18 +168,29 @@ def _leads_to_a_blob(layout: Layout, link: str) -> bool:
 
 
 def _remove(layout: Layout, repository: str, commit: str) -> None:
+    """Refs to it first."""
     folder = layout.path("hub", repository)
-    for at, _, names in os.walk(os.path.join(folder, "refs"), topdown=False):
-        for name in names:
-            if _read(os.path.join(at, name)) == commit:
-                os.unlink(os.path.join(at, name))
-        if not os.listdir(at):
-            os.rmdir(at)
-    snapshots = durable.open_folder(os.path.join(folder, "snapshots"))
-    try:
-        layout.discard(snapshots, commit)
-    finally:
-        os.close(snapshots)
-    for empty in (os.path.join(folder, "snapshots"), folder):
-        with contextlib.suppress(OSError):  # it holds other commits
-            os.rmdir(empty)
+    with durable.disk_errors("hiding files below hub/"):
+        for path in [*_files(os.path.join(folder, "refs"))]:
+            if _read(path) == commit:
+                _forget(path)
+        snapshots = durable.open_folder(os.path.join(folder, "snapshots"))
+        try:
+            layout.discard(snapshots, commit)
+        finally:
+            os.close(snapshots)
+    _drop_empty(os.path.join(folder, "snapshots"))
+
+
+def _forget(path: str) -> None:
+    with durable.disk_errors("forgetting a ref below hub/"):
+        os.unlink(path)
+    _drop_empty(os.path.dirname(path))
+
+
+def _drop_empty(folder: str) -> None:
+    """And what is above it, up to the repository's own folder."""
+    with contextlib.suppress(OSError):  # it holds something
+        while not folder.endswith("/hub"):
+            os.rmdir(folder)
+            folder = os.path.dirname(folder)

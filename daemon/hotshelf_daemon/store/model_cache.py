@@ -1,7 +1,8 @@
 """Truss's view, `model_cache/`: for each folder that Truss would have filled a link to the snapshot that stands for it now.
 
 Nothing is kept here: all of it follows from the index and the configuration, and is made again at start. Invariants: a link
-leads to a snapshot that is complete; it turns to another in one rename; it goes before its snapshot does.
+leads to a snapshot that is complete; it turns to another in one rename; it goes before its snapshot does. What is not ours
+stays, unless it lies in the way.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import contextlib
 import os
 import re
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
 from hotshelf_daemon.store import durable
 from hotshelf_daemon.store.layout import Layout
@@ -20,18 +22,33 @@ _ROOT = "model_cache"
 _TARGET = re.compile(r"(?:\.\./)+snapshots/([0-9a-f]{64})(?:/[^/]+)?\Z")
 
 
-def show(layout: Layout, folder: str, revision: Revision, file: str | None = None) -> None:
-    """The snapshot shows as `folder`, a checked relative path; of a snapshot of one `file`, that file."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """`folder`, a checked relative path, is to be the snapshot; or, of a snapshot of one `file`, that file."""
+
+    folder: str
+    revision: Revision
+    file: str | None = None
+
+    @property
+    def target(self) -> str:
+        """Relative, as all links of the store: it holds on every mount of the whole of it."""
+        up = "../" * (self.folder.count("/") + 1)
+        return f"{up}snapshots/{self.revision.hex}" + (f"/{self.file}" if self.file is not None else "")
+
+
+def show(layout: Layout, place: Place) -> None:
+    """Instead of whatever lies there."""
     with durable.disk_errors("showing files below model_cache/"):
-        at, target = layout.path(_ROOT, folder), _target(folder, revision, file)
-        _make_parents(layout, folder)
+        at, target = layout.path(_ROOT, place.folder), place.target
+        _make_parents(layout, place.folder)
         if _read(at) == target:
             return
         unseen = layout.path("ingest", f"{secrets.token_hex(8)}.m")
         os.symlink(target, unseen)
         try:
             if os.path.isdir(at) and not os.path.islink(at):
-                _discard(layout, folder)
+                _discard(layout, place.folder)
             os.rename(unseen, at)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -43,36 +60,31 @@ def hide(layout: Layout, gone: Collection[Revision]) -> None:
     """Before these snapshots go: what leads to one leaves."""
     hexes = {revision.hex for revision in gone}
     with durable.disk_errors("hiding files below model_cache/"):
-        for folder, target in _entries(layout):
-            if _hex_of(target) in hexes:
+        for folder, hex_ in _links(layout):
+            if hex_ in hexes:
                 _remove(layout, folder)
 
 
 def prune(layout: Layout) -> None:
     """At start: what leads to nothing, or to what is not all there, goes."""
     with durable.disk_errors("putting model_cache/ right"):
-        for folder, target in _entries(layout):
-            hex_ = _hex_of(target)
-            if hex_ is None or not os.path.exists(layout.path(_ROOT, folder)) or not _is_whole(layout, hex_):
+        for folder, hex_ in _links(layout):
+            if not os.path.exists(layout.path(_ROOT, folder)) or not _is_whole(layout, hex_):
                 _remove(layout, folder)
 
 
 def revisions(layout: Layout) -> set[Revision]:
     """All that something leads to."""
-    return {Revision.from_hex(hex_) for _, target in _entries(layout) if (hex_ := _hex_of(target)) is not None}
+    return {Revision.from_hex(hex_) for _, hex_ in _links(layout)}
 
 
-def keep(layout: Layout, folders: Collection[str]) -> None:
-    """At start, before what is to show does: whatever nobody wants any more goes."""
+def keep_only(layout: Layout, places: Iterable[Place]) -> None:
+    """At start, before these show: what else does goes."""
+    wanted = {place.folder for place in places}
     with durable.disk_errors("putting model_cache/ right"):
-        for folder, _ in _entries(layout):
-            if folder not in folders:
+        for folder, _ in _links(layout):
+            if folder not in wanted:
                 _remove(layout, folder)
-
-
-def _target(folder: str, revision: Revision, file: str | None) -> str:
-    """Relative, as all links of the store: it holds on every mount of the whole of it."""
-    return "../" * (folder.count("/") + 1) + f"snapshots/{revision.hex}" + (f"/{file}" if file is not None else "")
 
 
 def _make_parents(layout: Layout, folder: str) -> None:
@@ -87,20 +99,15 @@ def _make_parents(layout: Layout, folder: str) -> None:
             os.mkdir(at, 0o750)
 
 
-def _entries(layout: Layout) -> list[tuple[str, str | None]]:
-    """Everything that is no directory, with what it leads to; None for what is no link."""
-    return [*_walk(layout.path(_ROOT), "")]
-
-
-def _walk(root: str, below: str) -> Iterator[tuple[str, str | None]]:
-    with os.scandir(os.path.join(root, below)) as found:
-        entries = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in found)
-    for name, is_folder in entries:
-        folder = f"{below}/{name}" if below else name
-        if is_folder:
-            yield from _walk(root, folder)
-        else:
-            yield folder, _read(os.path.join(root, folder))
+def _links(layout: Layout) -> list[tuple[str, str]]:
+    """Folders that are links of ours, and the revisions, in hex, that they lead to."""
+    root, found = layout.path(_ROOT), []
+    for at, folders, files in os.walk(root):  # what cannot be entered is another's
+        for name in (*folders, *files):
+            path = os.path.join(at, name)
+            if ours := _TARGET.match(_read(path) or ""):
+                found.append((os.path.relpath(path, root), ours[1]))
+    return found
 
 
 def _read(path: str) -> str | None:
@@ -108,11 +115,6 @@ def _read(path: str) -> str | None:
         return os.readlink(path)
     except OSError:
         return None
-
-
-def _hex_of(target: str | None) -> str | None:
-    found = _TARGET.match(target or "")
-    return found[1] if found else None
 
 
 def _is_whole(layout: Layout, hex_: str) -> bool:

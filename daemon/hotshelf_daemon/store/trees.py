@@ -19,6 +19,8 @@ from hotshelf_shared.errors import HotshelfError
 from hotshelf_shared.manifest import MAX_MANIFEST_BYTES, Manifest
 
 MAX_RECORD_BYTES = 4 << 20
+#: How the name of a rollback's record ends, before ``.json``.
+ROLLBACK = ".rollback"
 
 
 def path_of(revision: Revision) -> str:
@@ -141,16 +143,25 @@ def write_json(layout: Layout, folder: str, name: str, body: dict[str, Any]) -> 
         write_record(layout, folder, f"{name}.json", json.dumps(body, sort_keys=True).encode())
 
 
-def drop_record(layout: Layout, folder: str, name: str) -> None:
-    with durable.disk_errors(f"removing a record of {folder}/"), contextlib.suppress(FileNotFoundError):
-        os.unlink(name, dir_fd=layout[folder])
+def rollback_record(source: str) -> str:
+    """The name of a rollback's record in refs/, beside those of its refs."""
+    return f"{Digest.of(source.encode()).hex}{ROLLBACK}"
+
+
+def drop_record(layout: Layout, folder: str, name: str, *, synced: bool = False) -> None:
+    """Gone; `synced` says that no power cut may bring it back."""
+    with durable.disk_errors(f"removing a record of {folder}/"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=layout[folder])
+        if synced:
+            os.fsync(layout[folder])
 
 
 def record(layout: Layout, folder: str, name: str) -> dict[str, Any]:
     """A JSON record of refs/ or pins/; empty when it is broken: it is only there to rebuild from."""
     try:
         body = json.loads(_read(layout, folder, name, MAX_RECORD_BYTES))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return body if isinstance(body, dict) else {}
 

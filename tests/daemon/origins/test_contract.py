@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
-from awscrt.checksums import crc64nvme
+from awscrt.checksums import crc32c, crc64nvme
 
+from hotshelf_daemon.objects import Checksum
 from hotshelf_daemon.origin import Changed, Origin
 from hotshelf_shared.errors import IntegrityError, OriginUnavailable
 from tests import objects
 from tests.conftest import BUCKET
-from tests.daemon.origins.worlds import FileWorld, HttpsWorld, MemoryWorld, S3World, World
+from tests.daemon.origins.worlds import FileWorld, GcsEmulatorWorld, HttpsWorld, MemoryWorld, S3World, ScriptedGcsWorld, World
+from tests.faults.scripted_gcs import ScriptedGcs
 from tests.servers.certificates import certify
+from tests.servers.gcs import GcsEmulator
 from tests.servers.nginx import Nginx
 from tests.servers.s3 import S3Origin as Server
 
@@ -27,7 +30,16 @@ UNSIGNED: dict[str, Any] = {"unsigned": True, "without": ("access_key_id", "secr
 
 @pytest.fixture(
     scope="module",
-    params=["memory", "file", "seaweedfs", "moto", "moto, unsigned", pytest.param("https", marks=pytest.mark.needs("nginx"))],
+    params=[
+        "memory",
+        "file",
+        "seaweedfs",
+        "moto",
+        "moto, unsigned",
+        "gcs",
+        "gcs emulator",
+        pytest.param("https", marks=pytest.mark.needs("nginx")),
+    ],
 )
 def kept_world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     def server(name: str) -> Server:
@@ -39,6 +51,8 @@ def kept_world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
             "file": lambda: FileWorld(tmp_path_factory.mktemp("files")),
             "seaweedfs": lambda: S3World(server("seaweedfs"), BUCKET, stack),
             "moto": lambda: S3World(server("moto"), BUCKET, stack),
+            "gcs": lambda: ScriptedGcsWorld(stack.enter_context(ScriptedGcs())),
+            "gcs emulator": lambda: GcsEmulatorWorld(stack.enter_context(GcsEmulator(tmp_path_factory.mktemp("gcs"))), stack),
             "https": lambda: https_world(tmp_path_factory.mktemp("web"), stack),
             "moto, unsigned": lambda: S3World(server("moto"), BUCKET, stack, public=True, **UNSIGNED),
         }
@@ -163,7 +177,9 @@ def test_a_folder_read_as_an_object_is_none(world: World) -> None:
 
 def test_a_checksum_of_all_bytes_is_right_where_there_is_one(world: World) -> None:
     world.put({"a": b"weights" * 1_000})
-    assert world.origin.checksum(world.found("a")) in (None, crc64nvme(b"weights" * 1_000))
+    found, data = world.found("a"), b"weights" * 1_000
+    assert world.origin.checksum(found) in (None, Checksum.crc64nvme(crc64nvme(data)), Checksum.crc32c(crc32c(data)))
+    assert found.checksum in (None, world.origin.checksum(found))
 
 
 def test_an_origin_that_does_not_answer_is_unavailable_and_worth_a_retry(world: World) -> None:

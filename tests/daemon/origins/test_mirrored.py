@@ -12,7 +12,7 @@ from hotshelf_daemon.config import Settings
 from hotshelf_daemon.config.settings import OriginSettings
 from hotshelf_daemon.objects import OriginObject
 from hotshelf_daemon.origin import Body, Changed, MemoryOrigin, Mirrored, Origin, SplicedBody, itself
-from hotshelf_daemon.origin.mirrored import AWAY_S, LIED_S, MOST_KNOWN, PASSED_OVER_S, ways_to
+from hotshelf_daemon.origin.mirrored import AWAY_S, LEFT_S, LIED_S, MOST_KNOWN, PASSED_OVER_S, SLOW_RATE, ways_to
 from hotshelf_shared.digest import Digest
 from hotshelf_shared.errors import AccessDenied, HotshelfError, IntegrityError, OriginUnavailable
 
@@ -85,12 +85,28 @@ def test_what_is_mutable_is_read_from_the_origin_and_a_manifest_from_the_mirror(
     assert (mirror.asked, origin.asked) == ([MANIFEST], ["m/hotshelf.json"])
 
 
-def test_a_manifest_that_is_not_what_its_name_says_is_read_from_the_origin_and_the_liar_rests() -> None:
-    liar, origin = Told({MANIFEST: b"another", KEY: DATA}), Told({MANIFEST: DATA, KEY: DATA})
-    mirrored = Mirrored(origin, [[liar]], clock=Time())
-    assert mirrored.read(MANIFEST, 100) == DATA
+def test_a_manifest_that_is_not_what_its_name_says_is_read_elsewhere_and_not_asked_for_again_at_once() -> None:
+    liar, right, origin = Told({MANIFEST: b"another", KEY: DATA}), Told({MANIFEST: DATA}), Told({MANIFEST: DATA})
+    mirrored = Mirrored(origin, [[liar], [right]], clock=Time())
+    assert mirrored.read(MANIFEST, 100) == mirrored.read(MANIFEST, 100) == DATA
+    assert (liar.asked, right.asked, origin.asked) == ([MANIFEST], [MANIFEST, MANIFEST], [])
+
+
+def test_a_way_that_answers_something_for_everything_is_not_taken_for_the_right_one() -> None:
+    soft, right, origin = Told({MANIFEST: b"{}"}), Told({MANIFEST: DATA, KEY: DATA}), Told()
+    mirrored = Mirrored(origin, [[soft, right]], clock=Time())
+    assert mirrored.read(MANIFEST, 100) == bytes_of(mirrored) == DATA
+    assert (soft.asked, origin.asked) == ([MANIFEST], [])
+
+
+def test_after_a_lie_another_way_is_tried_first() -> None:
+    lying, right, origin, time = Told({KEY: b"WEIGHTS"}), Told({KEY: DATA}), Told({KEY: DATA}), Time()
+    mirrored = Mirrored(origin, [[lying, right]], clock=time)
+    assert bytes_of(mirrored) == b"WEIGHTS"
+    assert mirrored.lied(KEY)
+    time.now = LIED_S + 1
     assert bytes_of(mirrored) == DATA
-    assert liar.asked == [MANIFEST]
+    assert (len(lying.asked), origin.asked) == (1, [])
 
 
 def test_what_a_mirror_has_not_got_it_is_not_asked_for_again_at_once() -> None:
@@ -123,6 +139,58 @@ def test_a_body_that_breaks_off_makes_the_mirror_rest() -> None:
         raise OriginUnavailable("it ended early")
     assert bytes_of(mirrored) == DATA
     assert len(mirror.asked) == 1
+
+
+class Dripping:
+    """A body that brings `pieces` bytes at a time, each so many seconds later."""
+
+    def __init__(self, time: Time, seconds: float, piece: int) -> None:
+        self._time, self._seconds, self._piece = time, seconds, piece
+
+    def readinto(self, _buffer: memoryview, /) -> int:
+        self._time.now += self._seconds
+        return self._piece
+
+
+class Slow(Told):
+    def __init__(self, time: Time, seconds: float, piece: int) -> None:
+        super().__init__()
+        self._body = Dripping(time, seconds, piece)
+
+    def open(self, obj: OriginObject, start: int, stop: int) -> AbstractContextManager[Body]:
+        self._ask("open", obj.key)
+        return nullcontext(self._body)
+
+
+def read_on(mirrored: Mirrored, times: int) -> None:
+    with mirrored.open(BLOB, 0, 7) as body:
+        for _ in range(times):
+            body.readinto(memoryview(bytearray(1)))
+
+
+def test_a_mirror_that_brings_next_to_nothing_rests_and_one_that_is_slow_does_not() -> None:
+    time = Time()
+    dripping, slow, origin = Slow(time, 1.0, SLOW_RATE // 2), Slow(time, 1.0, 2 * SLOW_RATE), Told({KEY: DATA})
+    with pytest.raises(OriginUnavailable):
+        read_on(Mirrored(origin, [[dripping]], clock=time), 30)
+    read_on(mirrored := Mirrored(origin, [[slow]], clock=time), 30)
+    read_on(mirrored, 1)
+    assert (len(slow.asked), origin.asked) == (2, [])
+
+
+def test_a_mirror_that_gave_up_a_reader_who_stayed_away_is_asked_again() -> None:
+    mirror, time = Told({KEY: DATA}), Time()
+    mirrored = Mirrored(Told(), [[mirror]], clock=time)
+
+    def reading() -> None:
+        with mirrored.open(BLOB, 0, 3) as body:
+            time.now += LEFT_S + 1  # others went first
+            body.readinto(memoryview(bytearray(1)))
+            raise OriginUnavailable("it ended early")
+
+    with pytest.raises(OriginUnavailable):
+        reading()
+    assert bytes_of(mirrored) == DATA
 
 
 def test_whoever_stops_reading_says_nothing_of_the_mirror() -> None:
@@ -171,7 +239,7 @@ def test_what_is_known_of_objects_has_a_bound() -> None:
         ("http://weed:8333", ["http://weed:8333/we%20ights/a%20b/c", "http://weed:8333/a%20b/c"]),
         ("https://cdn.example.com/x/", ["https://cdn.example.com/x/we%20ights/a%20b/c", "https://cdn.example.com/x/a%20b/c"]),
         ("https://f.example.com/file/{bucket}/{key}", ["https://f.example.com/file/we%20ights/a%20b/c"]),
-        ("https://cdn.example.com/{key}?v=1", ["https://cdn.example.com/a%20b/c?v=1"]),
+        ("https://{bucket}.example.com/{key}", ["https://we%20ights.example.com/a%20b/c"]),
     ],
 )
 def test_a_mirror_is_asked_where_it_says_or_as_s3_and_as_a_domain_of_one_bucket_would_be(mirror: str, urls: list[str]) -> None:
@@ -185,6 +253,15 @@ def test_a_mirror_is_asked_where_it_says_or_as_s3_and_as_a_domain_of_one_bucket_
         way._web = Listening()  # type: ignore[assignment]
         way.read("a b/c", 10)
     assert asked == urls
+
+
+def test_a_mirror_named_by_its_bucket_may_be_asked_and_no_other_port_of_it() -> None:
+    [way] = ways_to("http://{bucket}.example.com:8080/{key}", "weights", OriginSettings(), Settings())
+    allowed = way._web._terms_for
+    for url in ("http://weights.example.com:8080/k", "https://weights.example.com/k"):
+        assert allowed(url) is not None
+    for url in ("https://weights.example.com:6443/k", "http://weights.example.com/k", "http://example.com:8080/k"):
+        assert allowed(url) is None
 
 
 def test_the_way_that_led_somewhere_is_gone_from_then_on() -> None:

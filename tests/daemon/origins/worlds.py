@@ -10,12 +10,17 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import storage
+
 from hotshelf_daemon.config import Settings
 from hotshelf_daemon.config.settings import OriginSettings
 from hotshelf_daemon.objects import OriginObject
-from hotshelf_daemon.origin import MemoryOrigin, Origin, https
+from hotshelf_daemon.origin import MemoryOrigin, Origin, gcs, https
 from hotshelf_daemon.origin.file import FileOrigin
 from hotshelf_daemon.origin.s3 import S3Origin, client_for
+from tests.faults.scripted_gcs import ScriptedGcs
+from tests.servers.gcs import GcsEmulator
 from tests.servers.nginx import Nginx
 from tests.servers.s3 import S3Origin as Server
 
@@ -143,6 +148,49 @@ class HttpsWorld(World):
     def unreachable(self) -> Iterator[Origin]:
         nobody = Settings(hosts=["127.0.0.1:9"])
         yield https.origin_of("127.0.0.1:9", nobody)
+
+
+def gcs_origin(endpoint_url: str, **more: Any) -> gcs.GcsOrigin:
+    given = {"endpoint_url": endpoint_url, "unsigned": True, **more}
+    return gcs.origin_of("weights", Settings.model_validate({"gcs": given, "fetch": {"connect_timeout_s": 2}}))
+
+
+class ScriptedGcsWorld(World):
+    def __init__(self, server: ScriptedGcs) -> None:
+        self._server = server
+        self.origin = gcs_origin(server.endpoint_url)
+
+    def put(self, objects: Mapping[str, bytes]) -> None:
+        self._server.objects.update({self.base + key: data for key, data in objects.items()})
+
+    def remove(self, key: str) -> None:
+        del self._server.objects[self.base + key]
+
+    def make_marker(self, folder: str) -> None:
+        self.put({f"{folder}/": b""})
+
+    @contextlib.contextmanager
+    def unreachable(self) -> Iterator[Origin]:
+        yield gcs_origin("http://127.0.0.1:9")
+
+
+class GcsEmulatorWorld(ScriptedGcsWorld):
+    """What is put goes through google's own client."""
+
+    def __init__(self, server: GcsEmulator, stack: contextlib.ExitStack) -> None:
+        self.origin = gcs_origin(server.endpoint_url)
+        client = stack.enter_context(
+            storage.Client("none", AnonymousCredentials(), client_options={"api_endpoint": server.endpoint_url})
+        )
+        client._bucket_metadata_cache = None  # else it asks in the background, and after the end
+        self._bucket = client.create_bucket("weights")
+
+    def put(self, objects: Mapping[str, bytes]) -> None:
+        for key, data in objects.items():
+            self._bucket.blob(self.base + key).upload_from_string(data, "application/octet-stream")
+
+    def remove(self, key: str) -> None:
+        self._bucket.delete_blob(self.base + key)
 
 
 class S3World(World):
