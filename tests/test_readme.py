@@ -21,6 +21,7 @@ from tests.daemon_process import Daemon
 from tests.faults.scripted_gcs import ScriptedGcs, service_account_key
 from tests.faults.scripted_origin import ScriptedOrigin
 from tests.servers.child import clean_environment
+from tests.servers.hub import Hub
 from tests.servers.ports import free_ports
 from tests.servers.seaweedfs import SeaweedFS
 
@@ -89,6 +90,18 @@ def test_mirrors_are_asked_before_the_origin(seaweedfs: SeaweedFS, bucket: str, 
         assert cdn.asked
 
 
+def test_a_repository_on_the_hub_is_leased_by_its_name(tmp_path: pathlib.Path) -> None:
+    wanted = {"model_index.json": b"{}", "unet/w.fp16.safetensors": objects.safetensors("fp16", 1_000)}
+    (tmp_path / "hf-token").write_text("hf_of_the_operator")
+    with Hub() as hub:
+        hub.push("stabilityai/sdxl-turbo", {**wanted, "unet/w.safetensors": objects.safetensors("fp32", 2_000)})
+        hub.hide("stabilityai/sdxl-turbo", "hf_of_the_operator")
+        shown = yaml.safe_load(block("yaml", "hf://").replace("/etc/hotshelf/", f"{tmp_path}/"))
+        with Daemon(tmp_path / "d", env={"HF_ENDPOINT": hub.endpoint_url}, **shown) as running:
+            assert objects.read(running.store / running.acquire("turbo").body["path"]) == wanted
+            assert running.acquire("hf://somebody/else").status == 403
+
+
 def test_no_block_of_the_readme_is_left_untested() -> None:
     tested = (
         "make demo",
@@ -110,6 +123,7 @@ def test_no_block_of_the_readme_is_left_untested() -> None:
         "acquire_model_cache",
         "hotshelf bake",
         "gcs: {service_account_file",
+        "hf://",
         "credentials: {weights: hotshelf-origin}",  # tests/deploy renders it
         "helm install",
         "flowchart",

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import pathlib
+import subprocess
+import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -16,6 +20,7 @@ from botocore.exceptions import ClientError, ConnectionClosedError, EndpointConn
 
 from tests import objects
 from tests.servers.child import Child, StartFailed, clean_environment
+from tests.servers.hub import Hub
 from tests.servers.moto import Moto
 from tests.servers.nginx import Nginx
 from tests.servers.recorder import Recorder
@@ -275,3 +280,68 @@ def test_a_safetensors_file_is_valid_and_of_exactly_that_size(size: int) -> None
 def test_a_tree_written_to_disk_reads_back(tmp_path: pathlib.Path) -> None:
     tree = objects.model(1)
     assert objects.read(objects.write(tmp_path, tree)) == tree
+
+
+# ---- the hub
+
+
+def downloaded(hub: Hub, folder: pathlib.Path, repo: str = "org/name", **more: object) -> pathlib.Path | str:
+    """What huggingface_hub makes of it, in a process of its own: a folder, or the name of its error."""
+    script = (
+        "import json, sys\nfrom huggingface_hub import snapshot_download\n"
+        "try:\n    print(snapshot_download(**json.loads(sys.argv[1])))\n"
+        "except Exception as error:\n    print(type(error).__name__)\n"
+    )
+    asked = {"repo_id": repo, "endpoint": hub.endpoint_url, "cache_dir": str(folder), "token": False, **more}
+    env = clean_environment(HF_HUB_DISABLE_PROGRESS_BARS="1", HF_HOME=str(folder))
+    argv = [sys.executable, "-c", script, json.dumps(asked)]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=120, check=True)
+    said = done.stdout.strip()
+    return pathlib.Path(said) if said.startswith("/") else said
+
+
+def test_huggingface_hub_downloads_from_the_hub_what_was_pushed_there(tmp_path: pathlib.Path) -> None:
+    tree = objects.model("hub")
+    with Hub(page_entries=4) as hub:
+        commit = hub.push("org/name", tree)
+        hub.push("org/name", {"other.json": b"{}"}, branch="refs/pr/1")
+        got = downloaded(hub, tmp_path)
+        assert isinstance(got, pathlib.Path)
+        assert (got.name, objects.read(got)) == (commit, tree)
+        pulled = downloaded(hub, tmp_path, revision="refs/pr/1")
+        assert isinstance(pulled, pathlib.Path)
+        assert objects.read(pulled) == {"other.json": b"{}"}
+        hub.moved["org/old"] = "org/name"
+        moved = downloaded(hub, tmp_path / "moved", "org/old", allow_patterns=["unet/*"])
+        assert isinstance(moved, pathlib.Path)
+        assert objects.read(moved) == {path: data for path, data in tree.items() if path.startswith("unet/")}
+        assert {ask.token for ask in hub.asked_of("cdn")} == {None}
+
+
+def test_huggingface_hub_understands_the_hub_s_refusals(tmp_path: pathlib.Path) -> None:
+    with Hub() as hub:
+        for name in ("name", "gated", "private"):
+            hub.push(f"org/{name}", {"a.json": b"{}", "w.safetensors": b"weights"})
+        hub.gate("org/gated", "hf_reader")
+        hub.hide("org/private", "hf_reader")
+        assert downloaded(hub, tmp_path, "org/none") == "RepositoryNotFoundError"
+        assert downloaded(hub, tmp_path, revision="none") == "RevisionNotFoundError"
+        for repo, error in (("org/gated", "GatedRepoError"), ("org/private", "RepositoryNotFoundError")):
+            assert downloaded(hub, tmp_path / "denied", repo) == error
+            got = downloaded(hub, tmp_path / "let-in", repo, token="hf_reader")
+            assert isinstance(got, pathlib.Path)
+            assert objects.read(got) == {"a.json": b"{}", "w.safetensors": b"weights"}
+
+
+def test_the_hub_s_cdn_takes_only_what_the_hub_has_signed(tmp_path: pathlib.Path) -> None:
+    with Hub() as hub:
+        hub.push("org/name", {"w.safetensors": b"weights"})
+        url = f"{hub.endpoint_url}/org/name/resolve/main/w.safetensors"
+        with urllib.request.urlopen(urllib.request.Request(url, headers={"Range": "bytes=1-3"}), timeout=10) as answer:
+            assert (answer.status, answer.read(), answer.headers["Content-Range"]) == (206, b"eig", "bytes 1-3/7")
+            signed = answer.url
+        hub.expire()
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(signed, timeout=10)
+        refused.value.close()
+        assert refused.value.code == 403

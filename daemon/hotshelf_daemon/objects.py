@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from hotshelf_shared.digest import Digest
+
 Algorithm = Literal["CRC-64/NVME", "CRC32C"]
 
 
@@ -29,9 +31,11 @@ class OriginObject:
     """`size` in bytes; `version` is its ETag or what serves as one, "" where the origin gives none.
 
     `checksum` is what the origin says of it unasked; where it says nothing, its port can be asked.
+    `digest` is what the origin itself says that its bytes are: a promise, which they must keep.
     """
 
     key: str
     size: int
     version: str
     checksum: Checksum | None = None
+    digest: Digest | None = None

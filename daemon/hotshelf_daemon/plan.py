@@ -31,7 +31,7 @@ class WantedFile:
 class Resolution:
     """Exactly which objects a wish stands for right now; `id` is a fingerprint of all of it.
 
-    `published` says that the digests come from a manifest, and so are promises that the bytes must keep.
+    `published` says that a manifest names all of it, by digests that are promises; `settled` that it can become nothing else.
     """
 
     source: str
@@ -41,6 +41,7 @@ class Resolution:
     kind: str
     published: bool
     wish: str
+    settled: bool = False
     #: What a pipeline's published document says it is: bound when its files are here.
     built: Built | None = None
     #: What a trusted key has signed, where the origin's configuration requires that: every file of it will be held to it.
@@ -56,7 +57,7 @@ class Resolution:
     def id(self) -> str:
         seen = hashlib.sha256(f"{self.wish}\n{self.origin}\n{self.kind}\n".encode())
         for file in self.files:
-            # A digest that was learnt rather than published says nothing new: the object's version stands for it.
+            # A digest that was learnt or comes with the object says nothing new: the object's version stands for it.
             promised = file.digest if self.published else ""
             seen.update(f"{file.path}\0{file.object.key}\0{file.object.version}\0{file.object.size}\0{promised}\n".encode())
         for skip in self.skipped:

@@ -14,7 +14,11 @@ from hotshelf_shared.errors import InvalidRequest
 
 MAX_SOURCE_BYTES = 2_048
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
-_ORGANISATION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}\Z")
+#: An organisation or a repository, as the hub lets them be called.
+_HUB_NAME = re.compile(r"(?!.*(--|\.\.|\.git\Z))\w([\w.-]{0,94}\w)?\Z", re.ASCII)
+#: A branch, tag or other ref, as git lets them be called, or a commit.
+_REF = re.compile(r"(?!.*(\.\.|//|@\{))[^\s~^:?*\[/-][^\s~^:?*\[]{0,254}(?<![/.])\Z")
+_COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?\Z")
 _HOST = re.compile(r"[A-Za-z0-9.-]+(:\d{1,5})?\Z")
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _KEY = re.compile(r"[A-Za-z0-9._=-]{1,200}(/[A-Za-z0-9._=-]{1,200})?\Z")
@@ -64,13 +68,24 @@ class Source:
             return cls(kind, "", _clean(rest.removeprefix("/") if rest.startswith("/") else "..", text), pinned)
         authority, _, path = rest.partition("/")
         if kind == "hf":
-            name, _, ref = path.partition("@")
-            _require(_ORGANISATION, authority, "organisation", text)
-            return cls(kind, authority, _clean(name, text), pinned, ref or None)
+            return cls._on_the_hub(authority, path, pinned, text)
         if kind == "https":
             return cls._on_the_web(authority, path, pinned, text)
         _require(_BUCKET, authority, "bucket", text)
         return cls(kind, authority, _clean_or_none(path, text), pinned)
+
+    @classmethod
+    def _on_the_hub(cls, organisation: str, path: str, pinned: Revision | None, text: str) -> Self:
+        name, at, ref = path.partition("@")
+        name = _clean(name, text)
+        if "/" in name:
+            hint = "Write hf://ORG/NAME[@REVISION], and name files with allow_patterns."
+            raise InvalidRequest(f"the source {text[:200]!r} names more than a repository", hint=hint)
+        _require(_HUB_NAME, organisation, "organisation", text)
+        _require(_HUB_NAME, name, "repository", text)
+        if at:
+            _require(_REF, ref, "branch, tag or commit", text)
+        return cls("hf", organisation, name, pinned, ref or None)
 
     @classmethod
     def _on_the_web(cls, host: str, path: str, pinned: Revision | None, text: str) -> Self:
@@ -96,6 +111,11 @@ class Source:
     def unpinned(self) -> Source:
         return replace(self, pinned=None)
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether it can never come to stand for anything else: pinned by its digest, or a commit."""
+        return self.pinned is not None or is_commit(self.ref or "")
+
     def __str__(self) -> str:
         if self.kind == "name":
             body = self.path
@@ -106,6 +126,11 @@ class Source:
         if self.ref:
             body += f"@{self.ref}"
         return f"{body}@{self.pinned}" if self.pinned else body
+
+
+def is_commit(text: str) -> bool:
+    """Whether it is a commit's name in full, which no branch and no tag may have."""
+    return _COMMIT.match(text) is not None
 
 
 def _require(form: re.Pattern[str], text: str, what: str, source: str) -> None:

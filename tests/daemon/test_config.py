@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hotshelf_daemon.config import Loaded, load, sign_password
+from hotshelf_daemon.config import Loaded, hub_token, load, sign_password
 from hotshelf_shared.errors import BadConfiguration
 
 SECRET = "s3cr3t-value-that-nobody-may-see"
@@ -112,7 +112,7 @@ def test_the_seed_variables_make_the_b2_origin_the_home_of_bare_names() -> None:
     assert origin.access_key_id == "k1"
     assert origin.secret_access_key is not None
     assert origin.secret_access_key.get_secret_value() == SECRET
-    assert s.hf_token is not None
+    assert s.hf.token is not None
 
 
 def test_a_bucket_without_a_region_is_refused() -> None:
@@ -164,14 +164,52 @@ def test_a_secret_s_file_that_cannot_be_read_is_named(tmp_path: pathlib.Path) ->
     assert "Secret" in refusal(missing).hint
 
 
+def test_the_hub_s_token_is_the_highest_layer_s_whether_given_or_in_a_file(file: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "token").write_text("hf_of_the_file\n")
+    in_a_file, given = str(tmp_path / "token"), "hf_given"
+    for env, below, expected in (
+        ({}, {"hf_token_file": in_a_file}, "hf_of_the_file"),
+        ({"HF_TOKEN": given}, {"hf": {"token_file": in_a_file}}, given),
+        ({}, {"hf": {"token": given}}, given),
+        ({"HOTSHELF_HF__TOKEN_FILE": in_a_file}, {"hf_token": given}, "hf_of_the_file"),
+        ({"HOTSHELF_HF__TOKEN": given}, {"hf": {"token_file": in_a_file}}, given),
+        ({"HF_TOKEN_FILE": in_a_file}, {"hf_token": given}, "hf_of_the_file"),
+        ({"HF_TOKEN": "hf_seed", "HOTSHELF_HF_TOKEN_FILE": in_a_file}, {}, "hf_of_the_file"),
+        ({"HF_TOKEN_FILE": in_a_file, "HOTSHELF_HF_TOKEN": given}, {}, given),
+    ):
+        settings = of(env, config=written(file, below)).settings
+        token = hub_token(settings.hf)
+        assert token is not None
+        assert settings.secrets() == {token.get_secret_value()} == {expected}
+
+
+@pytest.mark.parametrize("token", [f"{SECRET}\r\nX-Header: x", f"{SECRET}ä"])
+def test_a_token_that_is_no_token_is_refused_without_being_repeated(token: str) -> None:
+    assert "hf.token" in refusal({"HF_TOKEN": token}).message
+
+
+def test_a_token_s_file_is_read_as_it_is_now(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "token").write_text("hf_old")
+    settings = of({"HF_TOKEN_FILE": str(tmp_path / "token")}).settings
+    (tmp_path / "token").write_text("hf_new")
+    assert (token := hub_token(settings.hf)) is not None
+    assert token.get_secret_value() == "hf_new"
+
+
+def test_the_hub_s_endpoint_is_an_address_without_credentials(file: pathlib.Path) -> None:
+    assert of({"HF_ENDPOINT": "http://mirror:8080/hub/"}).settings.hf.endpoint == "http://mirror:8080/hub"
+    for wrong in ("mirror", "ftp://mirror", f"https://u:{SECRET}@mirror", "https://mirror?x", "https://mirror:x", "https:///x"):
+        assert "hf.endpoint" in refusal(config=written(file, {"hf": {"endpoint": wrong}})).message
+
+
 @pytest.mark.parametrize(
     "secret", ["@at-sign", "%percent", "`tick", "[bracket", "{brace", "a: b", "true", "null", "0123", "1e5", "*x", "'q"]
 )
 def test_a_secret_in_the_environment_is_text_whatever_it_looks_like(secret: str) -> None:
     env = {"HOTSHELF_ORIGINS__B2__SECRET_ACCESS_KEY": secret, "HOTSHELF_HF_TOKEN": secret}
     settings = of(env).settings
-    assert settings.hf_token is not None
-    assert settings.hf_token.get_secret_value() == secret
+    assert settings.hf.token is not None
+    assert settings.hf.token.get_secret_value() == secret
     assert settings.secrets() == {secret}
 
 

@@ -147,7 +147,7 @@ def test_the_sidecar_is_that_of_the_plain_pod() -> None:
         ("config.origins.a.endpont_url=https://a", "'endpont_url' not allowed"),
         ("config.socket_mode=0600", "the chart's to set"),
         ("config.idle_exit_s=5", "the chart's to set"),
-        ("config.hf_token=hf_x", "no place for credentials"),
+        ("config.hf.token=hf_x", "no place for credentials"),
         ("podMonitor.enabled=true", "metricsFrom is empty"),
         ("worker.port=9464", "9464 is hotshelfd's"),
         ("worker.scratch./shelf=1Gi", "something else is mounted there"),

@@ -21,13 +21,14 @@ buckets = st.from_regex(r"[a-z0-9][a-z0-9.-]{2,20}", fullmatch=True)
 dotted = st.text(string.ascii_letters + string.digits + "._=-", min_size=1, max_size=20)
 words = dotted.filter(lambda word: word.strip("."))
 unescaped = paths.filter(lambda path: not re.search(r"[?#]|%[0-9A-Fa-f]{2}", path))
-organisations = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,20}", fullmatch=True)
+hub_names = st.from_regex(r"[A-Za-z0-9_]([._-]?[A-Za-z0-9_]){0,20}", fullmatch=True).filter(lambda n: not n.endswith(".git"))
+refs = st.from_regex(r"[A-Za-z0-9_]([./@+-]?[A-Za-z0-9_]){0,20}", fullmatch=True)
 written = st.one_of(
     st.builds("s3://{}/{}".format, buckets, paths),
     st.builds("s3://{}".format, buckets),
     st.builds("gs://{}/{}".format, buckets, paths),
-    st.builds("hf://{}/{}".format, organisations, words),
-    st.builds("hf://{}/{}@{}".format, organisations, words, words),
+    st.builds("hf://{}/{}".format, hub_names, hub_names),
+    st.builds("hf://{}/{}@{}".format, hub_names, hub_names, refs),
     st.builds("https://{}/{}".format, buckets, unescaped),
     st.builds("https://{}:8443/{}".format, buckets, unescaped),
     st.builds("file:///{}".format, paths),
@@ -80,6 +81,8 @@ def test_whatever_is_accepted_reads_back_and_stays_in_its_folder(text: str) -> N
         ("hf://org/name", Source("hf", "org", "name")),
         ("hf://org/name@main", Source("hf", "org", "name", None, "main")),
         ("hf://org/name@refs/pr/1", Source("hf", "org", "name", None, "refs/pr/1")),
+        ("hf://org/name@v1.0+cu/ä", Source("hf", "org", "name", None, "v1.0+cu/ä")),
+        (f"hf://org/name@{PIN}", Source("hf", "org", "name", PIN)),
         (f"hf://org/name@main@{PIN}", Source("hf", "org", "name", PIN, "main")),
         ("https://cdn.example:8443/a/b", Source("https", "cdn.example:8443", "a/b")),
         ("https://CDN.Example/A b/c", Source("https", "cdn.example", "A b/c")),
@@ -104,6 +107,10 @@ def test_the_forms_of_the_contract(text: str, expected: Source) -> None:
         "https://u:p@host/x",
         "https://host/a%20b", "https://host/a?download=true", "https://host/a#b",
         "https://host:port/x", "https:///x", "ftp://host/x", "javascript://x/y", "hf://org", "hf://org/", "hf://org/..",
+        "hf://org/name/file.bin", "hf://org/a--b", "hf://org-/a", "hf://o..g/a", "hf://org/name.git", "hf://org/ä",
+        "hf://org/a b",
+        f"hf://org/{'n' * 97}", "hf://org/name@", "hf://org/name@a b", "hf://org/name@../x", "hf://org/name@/x", "hf://org/name@-x",
+        "hf://org/name@x/", "hf://org/name@a^", "hf://org/name@a~1", "hf://org/name@a:b", "hf://org/name@a?b", "hf://org/name@a//b",
         "gs://",
         "file://etc/passwd", "file:///", "file:///a/../../etc", "file://", "..", "../x", "a/../b", "./x", "pipeline:",
         "pipeline:a/b/c",
@@ -138,3 +145,16 @@ def test_the_refusal_of_an_unknown_scheme_names_the_known_ones() -> None:
     with pytest.raises(InvalidRequest) as refused:
         Source.parse("ftp://host/x")
     assert all(kind in refused.value.hint for kind in ("s3", "gs", "hf", "https", "file"))
+
+
+@pytest.mark.parametrize(
+    ("text", "fixed"),
+    [
+        ("hf://org/name", False), ("hf://org/name@main", False), ("hf://org/name@refs/pr/1", False),
+        (f"hf://org/name@{'a' * 39}", False), (f"hf://org/name@{'A' * 40}", False), (f"hf://org/name@{'a' * 40}", True),
+        (f"hf://org/name@{'a' * 64}", True), (f"hf://org/name@main@{PIN}", True), ("s3://b/a", False),
+        (f"s3://b/a@{PIN}", True),
+    ],
+)  # fmt: skip
+def test_a_commit_or_a_digest_fixes_what_a_source_stands_for(text: str, fixed: bool) -> None:
+    assert Source.parse(text).is_fixed is fixed

@@ -57,7 +57,7 @@ class Names:
             source, patterns, frozen = self._configured(source, patterns)
         if source.kind in KEYED:
             return self._keyed(source, patterns)
-        want = Want(source, patterns, Policy.of(self._settings, source), frozen or source.pinned is not None)
+        want = Want(source, patterns, Policy.of(self._settings, source), frozen or source.is_fixed)
         return want if want.frozen or want.key not in self._frozen_keys else replace(want, frozen=True)
 
     def _keyed(self, source: Source, patterns: Patterns) -> Want:

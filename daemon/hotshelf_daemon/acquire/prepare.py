@@ -98,7 +98,7 @@ class Preparer:
         found = await in_thread(self._threads, resolve.find, origin, pinned)
         if release is not None and found.revision != release:
             raise NotFound(f"{release} is not published at {want.source}")
-        keys = [] if found.published else [file.object.key for file in found.files]
+        keys = [file.object.key for file in found.files if file.digest is None]
         learnt = self._shelf.index.read(lambda db: blobs.learnt(db, origin.name, keys))
         resolution = resolve.narrow(want, origin, found, learnt, signed=bool(trusted))
         if not trusted:
@@ -272,7 +272,7 @@ class Preparer:
 
     async def _check_unchanged(self, want: Want, resolution: Resolution) -> None:
         """A folder without a manifest is listed again: a mixture of two uploads must never be published."""
-        if resolution.published or resolution.kind == "file":
+        if resolution.settled or resolution.published or resolution.kind == "file":
             return
         if (await self._ask(want)).id != resolution.id:
             raise Changed(f"{want.source} changed while it was fetched")

@@ -1,8 +1,8 @@
-"""What a wish stands for at its origin right now: one object, a published manifest, or a listing. Blocks.
+"""What a wish stands for at its origin right now: one object, a published manifest, a commit, or a listing. Blocks.
 
 A key that is an object wins over a folder. A folder with `hotshelf.json` is taken at its manifest's word (and held to
-it); any other is listed, and every object pinned to the version that was listed. Whether anybody vouches for it is
-`vouching`'s question.
+it); any other is listed, and every object pinned to the version that was listed. A repository is listed at a commit, which
+never changes. Whether anybody vouches for it is `vouching`'s question.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from hotshelf_daemon.provenance import SIGNATURE
 from hotshelf_shared.digest import Digest, Revision
 from hotshelf_shared.errors import AccessDenied, IntegrityError, InvalidRequest, NotFound, UnsafeContent
 from hotshelf_shared.manifest import MAX_MANIFEST_BYTES, Manifest, check_paths, parse_json
+from hotshelf_shared.source import Source
 from hotshelf_shared.wire import Skipped
 
 POINTER = "hotshelf.json"
@@ -35,6 +36,8 @@ class Found:
     kind: str
     #: The revision of the published manifest that it comes from.
     revision: Revision | None = None
+    #: Whether all that was listed can never become something else.
+    settled: bool = False
 
     @property
     def published(self) -> bool:
@@ -43,6 +46,8 @@ class Found:
 
 def find(origin: Origin, want: Want) -> Found:
     """Raises NotFound, AccessDenied, OriginUnavailable, IntegrityError (a broken manifest), UnsafeContent (bad keys)."""
+    if want.source.kind == "hf":
+        return _committed(origin, want.source)
     path = want.source.path
     denied: AccessDenied | None = None
     # Where there are mirrors, `hotshelf.json` is to be the one thing that the origin itself is asked for.
@@ -55,6 +60,15 @@ def find(origin: Origin, want: Want) -> Found:
     if denied is not None:
         raise denied
     return Found(_listed(origin, path, str(want.source)), "tree")
+
+
+def _committed(origin: Origin, source: Source) -> Found:
+    """A repository at the commit that its revision is now."""
+    repo, ref = f"{source.authority}/{source.path}", source.ref or "main"
+    if (commit := origin.read(f"{repo}/refs/{ref}", 64)) is None:
+        hint = "Name a branch, a tag or a commit of it after the @; without one it is main."
+        raise NotFound(f"{repo} has no revision {ref!r} at {origin.label}", hint=hint)
+    return Found(_listed(origin, f"{repo}/{commit.decode()}", str(source)), "tree", settled=True)
 
 
 def _single(origin: Origin, path: str, _pinned: Revision | None) -> Found | None:
@@ -86,8 +100,7 @@ def narrow(want: Want, origin: Origin, found: Found, learnt: Mapping[str, Learnt
     left_out = {skip.path for skip in skipped}
     kept = [file for file in selected if file.path not in left_out]
     check_weights_left(want.source, (file.path for file in kept), skipped)
-    if not found.published:
-        kept = [_with_learnt(file, learnt) for file in kept]
+    kept = [_with_learnt(file, learnt) if file.digest is None else file for file in kept]
     return Resolution(
         source=str(want.source),
         origin=origin.name,
@@ -95,6 +108,7 @@ def narrow(want: Want, origin: Origin, found: Found, learnt: Mapping[str, Learnt
         skipped=tuple(skipped),
         kind=found.kind,
         published=found.published,
+        settled=found.settled,
         wish=want.key,
         release=found.revision,
     )
@@ -146,7 +160,7 @@ def _blob(path: str, name: str, digest: Digest, size: int) -> WantedFile:
 
 def _listed(origin: Origin, path: str, source: str) -> tuple[WantedFile, ...]:
     below = len(path) + 1 if path else 0
-    files = tuple(WantedFile(obj.key[below:], obj) for obj in origin.list(path))
+    files = tuple(WantedFile(obj.key[below:], obj, obj.digest) for obj in origin.list(path))
     plain = tuple(file for file in files if not _PUSHED.match(file.path))
     if not plain:
         why = "a push to it has not finished" if files else "no object has that key or lies in that folder"

@@ -3,7 +3,8 @@
 from hotshelf_daemon.config.credentials import s3_credentials
 from hotshelf_daemon.config.gcs import GcsSettings
 from hotshelf_daemon.config.handing_on import hand_on, handed_on
-from hotshelf_daemon.config.layers import load, reread, sign_password
+from hotshelf_daemon.config.hub import HubSettings
+from hotshelf_daemon.config.layers import hub_token, load, reread, sign_password
 from hotshelf_daemon.config.loaded import Loaded
 from hotshelf_daemon.config.models import ModelSettings
 from hotshelf_daemon.config.settings import OriginSettings, Settings
@@ -12,12 +13,14 @@ from hotshelf_daemon.config.watching import watched
 
 __all__ = [
     "GcsSettings",
+    "HubSettings",
     "Loaded",
     "ModelSettings",
     "OriginSettings",
     "Settings",
     "hand_on",
     "handed_on",
+    "hub_token",
     "load",
     "reread",
     "s3_credentials",

@@ -19,6 +19,7 @@ from yaml.parser import ParserError
 from yaml.scanner import ScannerError
 
 from hotshelf_daemon.config.credentials import renewed, with_file
+from hotshelf_daemon.config.hub import HubSettings
 from hotshelf_daemon.config.loaded import Loaded
 from hotshelf_daemon.config.models import take_model_cache
 from hotshelf_daemon.config.settings import OriginSettings, Settings
@@ -36,8 +37,8 @@ CLIENT_VARIABLES = frozenset(
 )  # fmt: skip
 #: What Kubernetes injects for a Service that happens to be called hotshelf.
 _SERVICE_LINK = re.compile(r"HOTSHELF_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP)\w*)?)\Z")
-#: Settings of ours that are secret; each may be given as …_FILE too.
-_SECRET_SETTINGS = frozenset({"hf_token"})
+#: What `hf.token` and `hf.token_file` are called as well.
+_ALIASES = {"hf_token": "token", "hf_token_file": "token_file"}
 #: What PyYAML repeats of a line.
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 #: What PyYAML raises; numbers of thousands of digits, the 99th of May and deep nesting are no YAMLError to it.
@@ -62,7 +63,7 @@ def load(
     try:
         text = _read(path) if path is not None and text is None else text
         for layer, values in (*_file_layer(path, text or ""), *_seed_layer(env), *_environment_layer(env)):
-            _lay(merged, where, values, layer)
+            _lay(merged, where, _with_one_token(values), layer)
         for key, value in given.items():
             _lay(merged, where, _nested(key.split("."), value), f"flag --{key.replace('_', '-')}")
         cache = take_model_cache(merged, where)
@@ -110,11 +111,12 @@ def _seed_layer(env: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The variables of the seed README: a B2 bucket becomes the origin ``b2`` and the home of bare names."""
     if store := env.get("PIPELINE_STORE"):
         yield "environment PIPELINE_STORE", {"store": store}
-    if token := _value_or_file(env, "HF_TOKEN"):
-        yield "environment HF_TOKEN", {"hf_token": token}
     if emulator := env.get("STORAGE_EMULATOR_HOST"):  # as google's own tools read it
         address = emulator if "://" in emulator else f"http://{emulator}"
         yield "environment STORAGE_EMULATOR_HOST", {"gcs": {"endpoint_url": address, "unsigned": True}}
+    for variable, key in (("HF_ENDPOINT", "endpoint"), ("HF_TOKEN", "token"), ("HF_TOKEN_FILE", "token_file")):
+        if value := env.get(variable):
+            yield f"environment {variable}", {"hf": {key: value}}
     if not (bucket := env.get("B2_BUCKET")):
         return
     region = env.get("B2_REGION")
@@ -147,10 +149,7 @@ def _environment_layer(env: Mapping[str, str]) -> Iterator[tuple[str, dict[str, 
         if not variable.startswith(PREFIX) or variable in CLIENT_VARIABLES or _SERVICE_LINK.match(variable):
             continue
         path = variable.removeprefix(PREFIX).lower().split("__")
-        if path[0].removesuffix("_file") in _SECRET_SETTINGS:
-            secret = _value_or_file(env, variable.removesuffix("_FILE"))
-            yield f"environment {variable}", {path[0].removesuffix("_file"): secret}
-            continue
+        path = ["hf", _ALIASES[path[0]]] if path[0] in _ALIASES else path
         if path[0] not in Settings.model_fields:
             hint = nearest(variable, (PREFIX + name.upper() for name in Settings.model_fields))
             raise BadConfiguration(f"the environment has an unknown setting {variable}", hint=hint)
@@ -168,8 +167,27 @@ def _typed(path: list[str], variable: str, text: str) -> Any:
         raise BadConfiguration(f"{variable} is not YAML", hint="Quote it as in a YAML file.") from None
 
 
+def _with_one_token(values: dict[str, Any]) -> dict[str, Any]:
+    """A layer that says what the hub's token is, or in which file, takes back what those below have said of either."""
+    hub, rest = values.get("hf", {}), {key: value for key, value in values.items() if key not in _ALIASES}
+    if not isinstance(hub, dict):
+        return values
+    hub = {**{_ALIASES[key]: values[key] for key in _ALIASES if key in values}, **hub}
+    if "token" in hub or "token_file" in hub:
+        hub = {"token": None, "token_file": None, **hub}
+    return {**rest, "hf": hub} if hub else rest
+
+
 def _with_credentials(values: dict[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
-    """Each origin's credentials resolved: its own, its ``…_file``, or B2_* when the endpoint is B2's."""
+    """The hub's token and each origin's credentials resolved: their own, or out of their ``…_file``."""
+    if isinstance(hub := values.get("hf"), dict) and (file := hub.get("token_file")):
+        given = {"token_file": None} if hub.get("token") else {"token": _read_secret(str(file), "hf.token_file")}
+        values = {**values, "hf": {**hub, **given}}
+    return _with_origins_credentials(values, env)
+
+
+def _with_origins_credentials(values: dict[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
+    """Each origin's: its own, its ``…_file``, or B2_* when the endpoint is B2's."""
     origins = values.get("origins")
     if not isinstance(origins, dict):
         return values
@@ -196,6 +214,11 @@ def reread(origin: OriginSettings) -> OriginSettings:
             text = _read_secret(file, f"{field}_file")
             fresh[field] = text if field == "access_key_id" else SecretStr(text)
     return origin.model_copy(update=fresh)
+
+
+def hub_token(hub: HubSettings) -> SecretStr | None:
+    """The token, out of its file as that is by now. Raises BadConfiguration when that cannot be read."""
+    return hub.token if hub.token_file is None else SecretStr(_read_secret(hub.token_file, "hf.token_file"))
 
 
 def sign_password(environ: Mapping[str, str]) -> str | None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
 from hotshelf_daemon.config.gcs import GcsSettings, plain_address
+from hotshelf_daemon.config.hub import HubSettings
 from hotshelf_daemon.config.models import ModelSettings, cached_models
 from hotshelf_daemon.config.values import Bytes, Percent, Seconds, Verify
 from hotshelf_shared import memory
@@ -202,7 +203,7 @@ class Settings(Frozen):
     publish: PublishSettings = PublishSettings()
     prefetch: PrefetchSettings = PrefetchSettings()
     fetch: FetchSettings = FetchSettings()
-    hf_token: SecretStr | None = None
+    hf: HubSettings = HubSettings()
 
     @field_validator("store", "socket")
     @classmethod
@@ -260,6 +261,4 @@ class Settings(Frozen):
 
     def secrets(self) -> frozenset[str]:
         """Every secret value, for the log's redaction."""
-        held = [self.hf_token]
-        texts = frozenset(s.get_secret_value() for s in held if s is not None and s.get_secret_value())
-        return texts.union(*(origin.secrets() for origin in self.origins.values()))
+        return self.hf.secrets().union(*(origin.secrets() for origin in self.origins.values()))

@@ -17,13 +17,14 @@ from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from itertools import islice
 from typing import Any
+from urllib.parse import urlsplit
 
 from hotshelf_daemon.acquire.names import Names
 from hotshelf_daemon.acquire.resolve import find
 from hotshelf_daemon.config import Settings, share_of
 from hotshelf_daemon.doctor import mirrors
 from hotshelf_daemon.doctor.finding import Finding, Status
-from hotshelf_daemon.origin import gcs, https, s3
+from hotshelf_daemon.origin import Directory, gcs, s3
 from hotshelf_daemon.origin.s3_errors import translated
 from hotshelf_daemon.provenance import Keyring, PublicKey
 from hotshelf_shared.errors import HotshelfError
@@ -156,8 +157,8 @@ def _origins(settings: Settings, _status: Status) -> Iterator[Finding]:
     for bucket in sorted(buckets):
         yield from _bucket(bucket, settings)
     for name, model in settings.names.items():
-        if (kind := Source.parse(model.source).kind) == "https":
-            yield from _web(name, settings)
+        if (kind := Source.parse(model.source).kind) in ("https", "hf"):
+            yield from _model(name, settings)
         elif kind == "gs":
             yield from _cloud(name, settings)
 
@@ -179,11 +180,12 @@ def _bucket(bucket: str, settings: Settings) -> Iterator[Finding]:
         yield Finding("warning", check, message, "Set the clock: S3 refuses requests 15 minutes off.")
 
 
-def _web(name: str, settings: Settings) -> Iterator[Finding]:
-    """Does what an acquire begins with: there is no listing to ask for."""
-    host = Source.parse(settings.names[name].source).authority
+def _model(name: str, settings: Settings) -> Iterator[Finding]:
+    """Does what an acquire begins with: what cannot be asked for one key is asked for this model."""
+    want = Names(settings).want(Wish(Source.parse(name)))
+    host = want.source.authority if want.source.kind == "https" else urlsplit(settings.hf.endpoint).netloc
     try:
-        find(https.origin_of(host, settings.hasty()), Names(settings).want(Wish(Source.parse(name))))
+        find(Directory(settings.hasty(), lambda origin: origin).origin_of(want.source), want)
     except HotshelfError as error:
         yield Finding("error", f"origin {host}", f"{name}: {error.message}", error.hint)
 

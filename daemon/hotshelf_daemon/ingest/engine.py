@@ -180,7 +180,7 @@ class Ingests:
             done.close()
             await self._reject(row)
             raise _WrongDigest(
-                f"{item.object.key} has the digest {done.digest}, its manifest promises {item.digest}",
+                f"{item.object.key} has the digest {done.digest}, and {item.digest} was promised",
                 key=item.object.key,
                 promised=item.digest,
                 found=done.digest,

@@ -8,7 +8,7 @@ from typing import Any
 
 from hotshelf_daemon import logs
 from hotshelf_daemon.config import OriginSettings, Settings, reread
-from hotshelf_daemon.origin import gcs, https, s3
+from hotshelf_daemon.origin import gcs, hf, https, s3
 from hotshelf_daemon.origin.file import FileOrigin, root_for
 from hotshelf_daemon.origin.mirrored import Mirrored, ways_to
 from hotshelf_daemon.origin.port import Origin
@@ -41,18 +41,23 @@ class Directory:
             return self._kept(("https", host), lambda: self._wrap(https.origin_of(host, self._settings)))
         if source.kind == "gs":
             return self._kept(("gs", source.authority), lambda: self._wrap(gcs.origin_of(source.authority, self._settings)))
+        if source.kind == "hf":
+            hf.check_allowed(source, self._settings.hf)
+            return self._kept(("hf", ""), lambda: self._wrap(hf.origin_of(self._settings)))
         if source.kind == "pipeline":
             if (prefix := self._settings.publish.pipelines) is None:
                 raise NotFound(f"blobs of {source} are not held, and nothing is published", hint="Build it again.")
             return self.origin_of(Source.parse(prefix))
         raise InvalidRequest(
             f"there is no origin for {source.kind}: sources in this version",
-            hint="Use s3://, gs://, https:// or file:// sources.",
+            hint="Use s3://, gs://, hf://, https:// or file:// sources.",
         )
 
     def warm(self) -> None:
         """Does now what the first client of all would take half a second for, with somebody waiting."""
         s3.client_for(next(iter(self._settings.origins.values()), OriginSettings(unsigned=True)), self._settings)
+        if any(Source.parse(model.source).kind == "hf" for model in self._settings.names.values()):
+            hf.warm()
 
     def _bucket(self, name: str) -> Origin:
         label, origin = s3.bucket(self._settings, name)

@@ -27,6 +27,7 @@ _DENIED_HINTS = {
 _NO_S3 = "Check endpoint_url: something else may answer there, or stand in front of it."
 _WHEN_REQUIRED = "Set AWS_REQUEST_CHECKSUM_CALCULATION and AWS_RESPONSE_CHECKSUM_VALIDATION to when_required for your tools."
 LONGEST_ASKED_S = 60.0
+_USED_UP = re.compile(r";\s*r=0\s*;\s*t=(\d{1,9})")
 _QUERY = re.compile(r"\?[^\s\"']+")
 EXPIRED = frozenset(code for code in _DENIED_HINTS if "Token" in code)
 
@@ -106,8 +107,10 @@ def _of_odd_answer(status: int, message: str, said: str, where: str) -> Hotshelf
 
 
 def retry_after(headers: Any) -> float | None:
-    """Seconds, or a date; a minute at the most."""
+    """Seconds, or a date; a minute at the most. Some only say when their limit begins anew (RateLimit, an IETF draft)."""
     asked = headers.get("retry-after", "")
+    if not asked and (found := _USED_UP.search(headers.get("ratelimit", ""))):
+        asked = found[1]
     try:
         return min(max(float(asked), 0.0), LONGEST_ASKED_S)
     except ValueError:

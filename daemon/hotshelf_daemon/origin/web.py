@@ -1,5 +1,7 @@
-"""Web servers asked unsigned, over botocore's connections as S3 is: proxies, certificates, the guard and what reads bodies are
-the same. A redirect is followed to where its terms allow, and nowhere else: no server sends the daemon where it may not go.
+"""Web servers asked over botocore's connections, as S3 is: proxies, certificates, the guard and what reads bodies are the same.
+
+A redirect is followed to where its terms allow, and nowhere else: no server sends the daemon where it may not go. What one host
+is told (a token) no other is.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from hotshelf_daemon.config import Settings
 from hotshelf_daemon.objects import OriginObject
 from hotshelf_daemon.origin.answers import check_answer, strong
 from hotshelf_daemon.origin.guard import guard
+from hotshelf_daemon.origin.leads import Leads
 from hotshelf_daemon.origin.port import Body, Changed
 from hotshelf_daemon.origin.s3_body import streamed
 from hotshelf_daemon.origin.s3_errors import as_ours, translated
@@ -36,6 +39,8 @@ _REDIRECTS = {301, 302, 303, 307, 308}
 MOST_REDIRECTS = 5
 #: What is small must have come by then, seconds.
 READ_S = 30.0
+#: What is no verdict on what was asked for: another time it is answered.
+_NOT_NOW = {408, 425, 429}
 _OPTIONS: Any = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
 #: Before a version that is a date: an ETag begins with a quotation mark.
 _DATE = "modified "
@@ -49,17 +54,38 @@ class Terms:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A document or a refusal; the names of headers in small letters."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
 class Web:
-    """`terms_for` a URL are None where nothing may be asked. What is asked for is named by `where` in every message."""
+    """`terms_for` a URL are None where nothing may be asked. Where a GET was led is remembered for `lead_s` seconds.
+
+    `has_pages` says that HTML is what it has where there is nothing, as web servers do, and is no file.
+    """
 
     def __init__(
-        self, label: str, settings: Settings, terms_for: Callable[[str], Terms | None], *, connections: int | None = None
+        self,
+        label: str,
+        settings: Settings,
+        terms_for: Callable[[str], Terms | None],
+        *,
+        connections: int | None = None,
+        lead_s: float = 0.0,
+        has_pages: bool = True,
     ) -> None:
         self.label = label
         self._fetch = settings.fetch
         self._connections = connections or settings.connections_of(label)
         self._terms_for = terms_for
         self._sessions: dict[str, URLLib3Session] = {}
+        self._leads = Leads(lead_s)
+        self._no_file = "text/html" if has_pages else None
         self._lock = threading.Lock()
 
     def head(self, url: str, key: str) -> OriginObject | None:
@@ -116,6 +142,24 @@ class Web:
             raise OriginUnavailable(f"{url} ended early")
         return bytes(buffer[:at])
 
+    def answer(self, url: str, limit: int) -> Answer:
+        """What a service says, refusals too; a folder is a 404. Raises Busy, OriginUnavailable, IntegrityError."""
+        with translated(self.label, _NOBODY, url):
+            if (response := self._followed("GET", url, {})) is None:
+                return Answer(404, {}, b"")
+            status, told = response.status_code, _told(response)
+            if status in _NOT_NOW or status >= 500:
+                response.raw.close()
+                raise ClientError(_refusal(status, told), "GET")
+            stream = answered(response)["Body"]
+            try:
+                data: bytes = stream.read(limit + 1)
+            finally:
+                stream.close()
+        if len(data) > limit:
+            raise IntegrityError(f"{url} answers with over {limit:,} bytes")
+        return Answer(status, told, data)
+
     def told(self, url: str) -> Mapping[str, str] | None:
         """The headers, in small letters, that come with its first byte; None where there is nothing."""
         with translated(self.label, _NOBODY, url):
@@ -148,24 +192,48 @@ class Web:
 
     def _ask(self, method: str, asked: str, wanted: dict[str, str] | None = None) -> dict[str, Any] | None:
         """None where there is nothing. Raises ClientError for a refusal, as boto3 would, and AccessDenied for a way out."""
-        url, common = asked, {"User-Agent": f"hotshelfd/{__version__}", "Accept-Encoding": "identity", **(wanted or {})}
+        if (response := self._followed(method, asked, wanted or {})) is None:
+            return None
+        status, told = response.status_code, _told(response)
+        if status < 300 and told.get("content-type", "").partition(";")[0].strip() != self._no_file:
+            return answered(response)
+        response.raw.close()
+        if status < 300 or status in (404, 410):  # a page for people is what many servers have where there is nothing
+            return None
+        raise ClientError(_refusal(status, told), method)
+
+    def _followed(self, method: str, asked: str, wanted: dict[str, str]) -> Any:
+        """The answer after all redirects, its body unread; None for a folder."""
+        headers = {"User-Agent": f"hotshelfd/{__version__}", "Accept-Encoding": "identity", **wanted}
+        if method == "GET" and (response := self._as_led_before(asked, headers)) is not None:
+            return response
+        url = asked
         for _ in range(MOST_REDIRECTS):
-            terms = self._checked(url, asked)
-            request = AWSRequest(method, url, {**common, **terms.headers})
-            request.stream_output = True
-            response = self._send(request, terms)
-            status, told = response.status_code, {name.lower(): value for name, value in response.headers.items()}
-            if status < 300 and not told.get("content-type", "").startswith("text/html"):
-                return answered(response)
+            response = self._sent(method, url, asked, headers)
+            if response.status_code not in _REDIRECTS:
+                if method == "GET" and response.status_code < 300:
+                    self._leads.note(asked, url)
+                return response
             response.raw.close()
-            if status < 300 or status in (404, 410):  # a page for people is what many servers have where there is nothing
-                return None
-            if status not in _REDIRECTS:
-                raise ClientError(_refusal(status, told), method)
-            url = urljoin(url, told.get("location", ""))
+            url = urljoin(url, _told(response).get("location", ""))
             if unquote(urlsplit(url).path).endswith(unquote(urlsplit(asked).path) + "/"):
                 return None  # a folder
         raise OriginUnavailable(f"{self.label} redirects {asked} without end")
+
+    def _as_led_before(self, asked: str, headers: dict[str, str]) -> Any:
+        """The answer from where this led before; None where it led nowhere, or leads there no more."""
+        if (led := self._leads.of(asked)) is None:
+            return None
+        try:
+            response = self._sent("GET", led, asked, headers)
+        except BaseException:
+            self._leads.forget(asked)  # whoever asks again is to be led anew
+            raise
+        if response.status_code in (200, 206) or response.status_code in _NOT_NOW:
+            return response
+        self._leads.forget(asked)
+        response.raw.close()
+        return None
 
     def _checked(self, url: str, asked: str) -> Terms:
         parts = urlsplit(url)
@@ -176,7 +244,10 @@ class Web:
             raise AccessDenied(f"{self.label} redirects {asked} to {elsewhere}", hint=hint)
         return terms
 
-    def _send(self, request: AWSRequest, terms: Terms) -> Any:
+    def _sent(self, method: str, url: str, asked: str, headers: dict[str, str]) -> Any:
+        terms = self._checked(url, asked)
+        request = AWSRequest(method, url, {**headers, **terms.headers})
+        request.stream_output = True
         session = self._session_for(str(request.url), terms)
         try:
             return session.send(request.prepare())
@@ -213,6 +284,10 @@ def _version(answer: dict[str, Any], where: str, *, tag: str | None = None) -> s
     if (tag == "" or tag.startswith("W/")) and (date := told.get("last-modified")):
         return f"{_DATE}{date}"
     return strong(tag, where)
+
+
+def _told(response: Any) -> dict[str, str]:
+    return {name.lower(): value for name, value in response.headers.items()}
 
 
 def _refusal(status: int, told: dict[str, str]) -> Any:

@@ -15,10 +15,20 @@ from hotshelf_daemon.origin import Changed, Origin
 from hotshelf_shared.errors import IntegrityError, OriginUnavailable
 from tests import objects
 from tests.conftest import BUCKET
-from tests.daemon.origins.worlds import FileWorld, GcsEmulatorWorld, HttpsWorld, MemoryWorld, S3World, ScriptedGcsWorld, World
+from tests.daemon.origins.worlds import (
+    FileWorld,
+    GcsEmulatorWorld,
+    HfWorld,
+    HttpsWorld,
+    MemoryWorld,
+    S3World,
+    ScriptedGcsWorld,
+    World,
+)
 from tests.faults.scripted_gcs import ScriptedGcs
 from tests.servers.certificates import certify
 from tests.servers.gcs import GcsEmulator
+from tests.servers.hub import Hub
 from tests.servers.nginx import Nginx
 from tests.servers.s3 import S3Origin as Server
 
@@ -38,6 +48,7 @@ UNSIGNED: dict[str, Any] = {"unsigned": True, "without": ("access_key_id", "secr
         "moto, unsigned",
         "gcs",
         "gcs emulator",
+        "hf",
         pytest.param("https", marks=pytest.mark.needs("nginx")),
     ],
 )
@@ -53,6 +64,7 @@ def kept_world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
             "moto": lambda: S3World(server("moto"), BUCKET, stack),
             "gcs": lambda: ScriptedGcsWorld(stack.enter_context(ScriptedGcs())),
             "gcs emulator": lambda: GcsEmulatorWorld(stack.enter_context(GcsEmulator(tmp_path_factory.mktemp("gcs"))), stack),
+            "hf": lambda: HfWorld(stack.enter_context(Hub(page_entries=2))),
             "https": lambda: https_world(tmp_path_factory.mktemp("web"), stack),
             "moto, unsigned": lambda: S3World(server("moto"), BUCKET, stack, public=True, **UNSIGNED),
         }
@@ -76,6 +88,14 @@ def listed(world: World) -> World:
     """One that can be listed; what cannot says so, in `test_what_cannot_be_listed_says_what_can_be_done`."""
     if not world.can_list:
         pytest.skip("cannot be listed")
+    return world
+
+
+@pytest.fixture
+def mutable(world: World) -> World:
+    """One in which a key may come to hold something else; for the other see `test_hf.test_what_was_listed_keeps_its_bytes`."""
+    if world.is_immutable:
+        pytest.skip("keys never change")
     return world
 
 
@@ -145,21 +165,21 @@ def test_an_empty_object_opens_and_ends(world: World) -> None:
     assert (seen.size, world.bytes_of(seen, 0, 0), world.origin.read(seen.key, 10)) == (0, b"", b"")
 
 
-def test_another_version_than_the_one_listed_is_refused(world: World) -> None:
-    world.put({"a": b"one"})
-    before = world.found("a")
-    world.put({"a": b"two"})
+def test_another_version_than_the_one_listed_is_refused(mutable: World) -> None:
+    mutable.put({"a": b"one"})
+    before = mutable.found("a")
+    mutable.put({"a": b"two"})
     for start, stop in ((0, 3), (1, 2)):
         with pytest.raises(Changed):
-            world.bytes_of(before, start, stop)
+            mutable.bytes_of(before, start, stop)
 
 
-def test_an_object_that_is_gone_has_changed(world: World) -> None:
-    world.put({"a": b"one"})
-    before = world.found("a")
-    world.remove("a")
+def test_an_object_that_is_gone_has_changed(mutable: World) -> None:
+    mutable.put({"a": b"one"})
+    before = mutable.found("a")
+    mutable.remove("a")
     with pytest.raises(Changed):
-        world.bytes_of(before, 0, 3)
+        mutable.bytes_of(before, 0, 3)
 
 
 def test_a_small_object_is_read_whole_up_to_its_limit(world: World) -> None:

@@ -13,14 +13,15 @@ from typing import Any
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
-from hotshelf_daemon.config import Settings
+from hotshelf_daemon.config import HubSettings, Settings
 from hotshelf_daemon.config.settings import OriginSettings
 from hotshelf_daemon.objects import OriginObject
-from hotshelf_daemon.origin import MemoryOrigin, Origin, gcs, https
+from hotshelf_daemon.origin import MemoryOrigin, Origin, gcs, hf, https
 from hotshelf_daemon.origin.file import FileOrigin
 from hotshelf_daemon.origin.s3 import S3Origin, client_for
 from tests.faults.scripted_gcs import ScriptedGcs
 from tests.servers.gcs import GcsEmulator
+from tests.servers.hub import Hub
 from tests.servers.nginx import Nginx
 from tests.servers.s3 import S3Origin as Server
 
@@ -30,6 +31,8 @@ class World(abc.ABC):
 
     origin: Origin
     can_list = True
+    #: Whether what was listed keeps its bytes under its key for ever, whatever comes after it.
+    is_immutable = False
     _base = ""
 
     @property
@@ -191,6 +194,43 @@ class GcsEmulatorWorld(ScriptedGcsWorld):
 
     def remove(self, key: str) -> None:
         self._bucket.delete_blob(self.base + key)
+
+
+class HfWorld(World):
+    """A repository of its own for each base, and a commit for each change: every key names one."""
+
+    is_immutable = True
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self.origin = hf.origin_of(Settings(hf=HubSettings(endpoint=hub.endpoint_url)))
+
+    @property
+    def base(self) -> str:
+        return f"{self._base}/{self._hub.repos[self._base].refs['main']}/"
+
+    @base.setter
+    def base(self, prefix: str) -> None:
+        self._base = f"world/{prefix.replace('/', '-')}"
+        self._hub.push(self._base, {})
+
+    @property
+    def _tree(self) -> dict[str, bytes]:
+        repo = self._hub.repos[self._base]
+        return repo.commits[repo.refs["main"]]
+
+    def put(self, objects: Mapping[str, bytes]) -> None:
+        self._hub.push(self._base, {**self._tree, **objects})
+
+    def remove(self, key: str) -> None:
+        self._hub.push(self._base, {path: data for path, data in self._tree.items() if path != key})
+
+    def make_marker(self, folder: str) -> None:
+        """Git has none."""
+
+    @contextlib.contextmanager
+    def unreachable(self) -> Iterator[Origin]:
+        yield hf.origin_of(Settings(hf=HubSettings(endpoint="http://127.0.0.1:9")))
 
 
 class S3World(World):

@@ -59,8 +59,8 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- fail (printf "config.%s is the chart's to set (see store)" $key) -}}
 {{- end -}}
 {{- end -}}
-{{- if hasKey $config "hf_token" -}}
-{{- fail "config.hf_token: a ConfigMap is no place for credentials; give HF_TOKEN in daemon.env, out of a Secret" -}}
+{{- if hasKey ($config.hf | default dict) "token" -}}
+{{- fail "config.hf.token: a ConfigMap is no place for credentials; give HF_TOKEN in daemon.env, out of a Secret" -}}
 {{- end -}}
 {{- range $origin, $secret := .Values.credentials -}}
 {{- if not (hasKey ($config.origins | default dict) $origin) -}}
