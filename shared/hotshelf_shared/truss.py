@@ -7,7 +7,7 @@ Values of keys that we do not know are never repeated: one of them may be a secr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Self
@@ -208,19 +208,25 @@ def _merged(entries: Iterable[_Entry]) -> list[_Entry]:
     return list(found.values())
 
 
-def _named(entries: Iterable[_Entry]) -> tuple[Cached, ...]:
-    """Called what Truss calls them; what would share a name is called by its revision or its folder as well."""
-    found: dict[str, Cached] = {}
-    for entry in entries:
-        plain = str(replace(entry.source, pinned=None, ref=None)).partition("://")[2]
-        choices = [plain, f"{plain}@{entry.source.ref}" if entry.source.ref else None, entry.folder]
-        name = next((choice for choice in choices if choice is not None and choice not in found and _is_name(choice)), None)
+def _named(entries: Sequence[_Entry]) -> tuple[Cached, ...]:
+    """Called what Truss calls them; what would share a name is called by its revision or its folder, if it has one."""
+    choices = {entry.at: _choices(entry) for entry in entries}
+    found: dict[str, str] = {}
+    for entry in sorted(entries, key=lambda one: len(choices[one.at]) > 1):  # those without a choice first
+        name = next((choice for choice in choices[entry.at] if choice not in found and _is_name(choice)), None)
         if name is None:
-            raise _refused(
-                entry.at, f"would be called {plain!r}, as another entry is", "Name one of them under `models:` instead."
-            )
-        found[name] = Cached(name, entry.source, entry.patterns, entry.folder, entry.token_secret)
-    return tuple(found.values())
+            what = f"would be called {choices[entry.at][0]!r}, as another entry is"
+            raise _refused(entry.at, what, "Name one of them under `models:` instead.")
+        found[name] = entry.at
+    names = {at: name for name, at in found.items()}
+    return tuple(Cached(names[one.at], one.source, one.patterns, one.folder, one.token_secret) for one in entries)
+
+
+def _choices(entry: _Entry) -> list[str]:
+    """Names that it may have, the best first."""
+    plain = str(replace(entry.source, pinned=None, ref=None)).partition("://")[2]
+    others = (f"{plain}@{entry.source.ref}" if entry.source.ref else plain, entry.folder or plain)
+    return [*dict.fromkeys((plain, *others))]
 
 
 def _is_name(text: str) -> bool:

@@ -108,6 +108,8 @@ def test_entries_of_one_repository_that_ignore_different_files_are_refused_with_
 def test_two_revisions_are_two_names_and_so_are_two_folders() -> None:
     cache = ModelCache.parse([{"repo_id": SDXL}, {"repo_id": SDXL, "revision": "fp16"}])
     assert [one.name for one in cache.entries] == [SDXL, f"{SDXL}@fp16"]
+    the_other_way = ModelCache.parse([{"repo_id": SDXL, "revision": "fp16"}, {"repo_id": SDXL}])
+    assert [one.name for one in the_other_way.entries] == [f"{SDXL}@fp16", SDXL]
     volumes = [{"repo_id": "s3://b/m", "use_volume": True, "volume_folder": folder} for folder in ("one", "two")]
     assert [one.name for one in ModelCache.parse(volumes).entries] == ["b/m", "two"]
 

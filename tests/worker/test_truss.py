@@ -16,6 +16,7 @@ import yaml
 from tests import objects
 from tests.daemon_process import Daemon
 from tests.faults.scripted_gcs import ScriptedGcs, service_account_key
+from tests.servers.hub import Hub
 from tests.servers.recorder import Recorder
 from tests.servers.seaweedfs import SeaweedFS
 from tests.waiting import wait_until
@@ -113,6 +114,26 @@ def test_a_private_bucket_of_google_s_is_served_with_truss_s_key_and_lies_below_
         with Daemon(tmp_path / "d", **settings) as daemon:
             wait_until(lambda: shows(daemon.store / "model_cache" / "tuned" / "sdxl", TREE), what="the preloaded files")
             assert held(daemon, tmp_path)["tuned/sdxl"][0] == objects.manifest_of(TREE).revision
+
+
+def test_a_gated_repository_is_served_with_truss_s_token_and_lies_in_its_volume_s_folder(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "hf_access_token").write_text("hf_of-truss")
+    with Hub() as hub:
+        commit = hub.push("acme/sdxl", TREE)
+        hub.repos["acme/sdxl"].private = True
+        hub.repos["acme/sdxl"].readers.add("hf_of-truss")
+        hub.tokens.add("hf_of-truss")
+        entry = {"repo_id": "acme/sdxl", "revision": commit, "use_volume": True, "volume_folder": "sdxl", "kind": "hf"}
+        plain = {"repo_id": "acme/sdxl", "allow_patterns": ["unet/*"], "runtime_secret_name": "hf_access_token"}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model_cache": [entry, plain]}))
+        settings = {**printed(tmp_path), "hf": {"endpoint": hub.endpoint_url, "token_file": str(tmp_path / "hf_access_token")}}
+        with Daemon(tmp_path / "d", **settings) as daemon:
+            wait_until(lambda: shows(daemon.store / "model_cache" / "sdxl", TREE), what="the preloaded files")
+            leases = held(daemon, tmp_path)
+            unet = {path: data for path, data in TREE.items() if path.startswith("unet/")}
+            assert leases["acme/sdxl"][0] == objects.manifest_of(unet).revision
+            assert leases[f"acme/sdxl@{commit}"][0] == objects.manifest_of(TREE).revision
+            assert "hf_of-truss" not in daemon.log_text
 
 
 def test_in_a_worker_the_folder_of_truss_is_a_link(
