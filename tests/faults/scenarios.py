@@ -112,6 +112,38 @@ class Fetch(Acquire):
         return objects.published(tree)
 
 
+class Cached(Fetch):
+    """What shows below model_cache/ becomes another revision there."""
+
+    unet = 70_001
+
+    def settings(self) -> dict[str, Any]:
+        settings = super().settings()
+        return {**settings, "model_cache": [{"repo_id": f"{settings['base']}/deed"}]}
+
+    @property
+    def newer(self) -> objects.Tree:
+        return {**self.trees["deed"], "unet/config.json": b'{"newer": true}'}
+
+    @property
+    def shown(self) -> objects.Tree:
+        return objects.read(self.store / "model_cache" / self.folder.name / "origin" / "deed")
+
+    def prepare(self, daemon: Inside) -> None:
+        self.promise(daemon.acquire("deed"))
+        assert self.shown == self.trees["deed"]
+        objects.write(self.origin / "deed", self.laid(self.newer))
+
+    def deed(self, daemon: Inside) -> None:
+        daemon.refresh("deed")
+        self.promise(daemon.acquire("deed"))
+        assert self.shown == self.newer
+
+    def again(self, daemon: Inside) -> None:
+        assert self.shown in (self.trees["deed"], self.newer)
+        self.deed(daemon)
+
+
 class Snapshot(Acquire):
     """A snapshot of some of the files of another: nothing is fetched, only laid out."""
 
@@ -265,5 +297,5 @@ class Unshare(Share):
 
 SCENARIOS: dict[str, type[Scenario]] = {
     "acquire": Acquire, "fetch": Fetch, "snapshot": Snapshot, "evict": Evict, "bind": Bind, "unbind": Unbind,
-    "bundle": Share, "unbundle": Unshare, "rollback": Rollback, "refresh": Refresh,
+    "bundle": Share, "unbundle": Unshare, "rollback": Rollback, "refresh": Refresh, "cached": Cached,
 }  # fmt: skip
