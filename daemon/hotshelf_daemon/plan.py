@@ -31,7 +31,7 @@ class WantedFile:
 class Resolution:
     """Exactly which objects a wish stands for right now; `id` is a fingerprint of all of it.
 
-    `published` says that a manifest names all of it, by digests that are promises; `settled` that it can become nothing else.
+    `published` says that a manifest names all of it, by digests that are promises; with a `commit` it can become nothing else.
     """
 
     source: str
@@ -41,7 +41,7 @@ class Resolution:
     kind: str
     published: bool
     wish: str
-    settled: bool = False
+    commit: str | None = None
     #: What a pipeline's published document says it is: bound when its files are here.
     built: Built | None = None
     #: What a trusted key has signed, where the origin's configuration requires that: every file of it will be held to it.

@@ -1,5 +1,5 @@
-"""Which of what is held shows to whoever holds no lease: every configured name below `hub/`, as the repository `shelf/NAME`,
-and what Truss's list names below `model_cache/`, where Truss would put it.
+"""Which of what is held shows to whoever holds no lease: below `hub/` the hub's own repositories, and configured names as
+`shelf/NAME`; below `model_cache/` what Truss's list names, where Truss would put it.
 
 What shows there is read by programs that hold no lease. So what the configuration wants shown (`view`) is pinned, and what
 goes leaves the view before its bytes do. What may not be served does not show either.
@@ -29,12 +29,16 @@ ORGANISATION = "shelf"
 
 def revisions(shelf: Shelf, db: sqlite3.Connection) -> set[Revision]:
     """What refs name that show: somebody may be reading it without a lease."""
-    return {ref.revision for ref in snapshots.refs(db) if ref.wish in shelf.shown or ref.wish in shelf.folders}
+    return {ref.revision for ref in snapshots.refs(db) if _shows(shelf, ref) or ref.wish in shelf.folders}
+
+
+def _shows(shelf: Shelf, ref: RefRow) -> bool:
+    return ref.commit is not None or ref.wish in shelf.shown
 
 
 async def show(shelf: Shelf, refs: Sequence[RefRow]) -> None:
     """After these refs stand: they show, or what they stand for by now does."""
-    if any(ref.wish in shelf.shown for ref in refs):
+    if any(_shows(shelf, ref) for ref in refs):
         found = await shelf.index.look(lambda db: [entry for ref in refs for entry in _of(shelf, db, ref)])
         await asyncio.to_thread(_show, shelf, found)
     if any(ref.wish in shelf.folders for ref in refs):
@@ -44,7 +48,7 @@ async def show(shelf: Shelf, refs: Sequence[RefRow]) -> None:
 
 async def reconcile(shelf: Shelf) -> None:
     """At start, when it is known what is held and what is configured: that shows, and nothing else is named there."""
-    found = await shelf.index.look(lambda db: [entry for ref in snapshots.refs(db) for entry in _of(shelf, db, ref)])
+    found = await shelf.index.look(lambda db: [entry for ref in reversed(snapshots.refs(db)) for entry in _of(shelf, db, ref)])
     await asyncio.to_thread(hub.keep_only, shelf.layout, found)
     await asyncio.to_thread(_show, shelf, found)
     places = await shelf.index.look(lambda db: [place for ref in snapshots.refs(db) for place in _places(shelf, db, ref)])
@@ -53,12 +57,14 @@ async def reconcile(shelf: Shelf) -> None:
 
 
 def _of(shelf: Shelf, db: sqlite3.Connection, ref: RefRow) -> Iterator[Entry]:
-    names = shelf.shown.get(ref.wish, ())
-    if not names or not _is_served(shelf, db, ref):
+    if not _shows(shelf, ref) or not _is_served(shelf, db, ref):
         return
     files = {path: entry.digest for path, entry in snapshots.manifest(db, ref.revision).items()}
-    for name in names:
+    for name in shelf.shown.get(ref.wish, ()):
         yield Entry(ORGANISATION, name, ref.revision.hex[:40], files)
+    if ref.commit is not None:
+        source = Source.parse(ref.source)
+        yield Entry(source.authority, source.path, ref.commit, files, None if source.is_fixed else source.ref or "main")
 
 
 def _places(shelf: Shelf, db: sqlite3.Connection, ref: RefRow) -> Iterator[Place]:

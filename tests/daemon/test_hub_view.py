@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tests.daemon.conftest import MakeDaemon, Put
 from tests.daemon.looking import blobs_on_disk, granted, names_in, refused, rows
 from tests.daemon_process import Daemon
 from tests.servers.child import clean_environment
+from tests.servers.hub import Hub
 from tests.servers.seaweedfs import SeaweedFS
 from tests.waiting import wait_until
 
@@ -232,6 +234,81 @@ def test_files_with_the_longest_names_show(make: Any, put: Put) -> None:
     granted(daemon.acquire("long"))
     assert objects.read(daemon.store / "hub" / "models--shelf--long" / "snapshots" / commits(daemon, "long")[0]) == tree
     assert names_in(daemon, "ingest") == []
+
+
+# ---- repositories of the hub itself
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub() as running:
+        running.push("org/name", TREE)
+        yield running
+
+
+@pytest.fixture
+def of_hub(make_daemon: MakeDaemon, hub: Hub) -> Any:
+    def started(**settings: Any) -> Daemon:
+        return make_daemon(**{"hf": {"endpoint": hub.endpoint_url}, "revalidate_s": 600, **settings})
+
+    return started
+
+
+def test_a_repository_shows_under_its_own_name_and_commit(of_hub: Any, hub: Hub) -> None:
+    daemon, commit = of_hub(), hub.repos["org/name"].refs["main"]
+    granted(daemon.acquire("hf://org/name"))
+    repository = daemon.store / "hub" / "models--org--name"
+    assert (repository / "refs" / "main").read_text() == commit
+    assert objects.read(repository / "snapshots" / commit) == TREE
+
+
+def test_two_selections_of_one_commit_show_as_one_that_only_grows(of_hub: Any, hub: Hub) -> None:
+    daemon = of_hub()
+    folder = daemon.store / "hub" / "models--org--name" / "snapshots" / hub.repos["org/name"].refs["main"]
+    for pattern, shown in (("*.json", {"json"}), ("*.safetensors", {"json", "safetensors"})):
+        granted(daemon.acquire("hf://org/name", allow_patterns=[pattern]))
+        assert {path.rpartition(".")[2] for path in objects.read(folder)} == shown
+    daemon.restart()
+    assert {path.rpartition(".")[2] for path in objects.read(folder)} == {"json", "safetensors"}
+
+
+def test_a_commit_asked_for_by_its_name_takes_no_branch_and_a_branch_keeps_its_own(of_hub: Any, hub: Hub) -> None:
+    daemon, first = of_hub(), hub.repos["org/name"].refs["main"]
+    hub.push("org/name", objects.model("dev"), branch="dev")
+    granted(daemon.acquire(f"hf://org/name@{first}"))
+    refs = daemon.store / "hub" / "models--org--name" / "refs"
+    assert not refs.exists()
+    granted(daemon.acquire("hf://org/name@dev"))
+    assert objects.read(refs) == {"dev": hub.repos["org/name"].refs["dev"].encode()}
+
+
+def test_a_branch_that_moves_takes_its_ref_along(of_hub: Any, hub: Hub) -> None:
+    daemon = of_hub(revalidate_s=0.1)
+    granted(daemon.acquire("hf://org/name"))
+    commit = hub.push("org/name", objects.model("later"))
+    main = daemon.store / "hub" / "models--org--name" / "refs" / "main"
+    wait_until(lambda: main.read_text() == commit, what="the ref to flip")
+    assert objects.read(main.parents[1] / "snapshots" / commit) == objects.model("later")
+
+
+def test_a_configured_repository_is_pinned_unless_it_is_not_to_be(of_hub: Any) -> None:
+    daemon = of_hub(models={"m": {"source": "hf://org/name"}})
+    lease = granted(daemon.acquire("m"))
+    daemon.call("DELETE", f"/v1/leases/{lease['id']}")
+    refused(daemon.call("DELETE", f"/v1/snapshots/{lease['revision']}"), "in_use")
+    daemon.restart(models={"m": {"source": "hf://org/name", "view": False}})
+    granted(daemon.call("DELETE", f"/v1/snapshots/{lease['revision']}"))
+    assert names_in(daemon, "hub") == []
+
+
+def test_the_commit_of_a_lost_index_is_known_again(of_hub: Any, hub: Hub) -> None:
+    daemon = of_hub()
+    granted(daemon.acquire("hf://org/name"))
+    daemon.kill9()
+    shutil.rmtree(daemon.store / "hub")
+    shutil.rmtree(daemon.store / "index")
+    daemon.start()
+    assert objects.read(daemon.store / "hub" / "models--org--name" / "snapshots" / hub.repos["org/name"].refs["main"]) == TREE
 
 
 # ---- programs that know nothing of us

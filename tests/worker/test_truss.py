@@ -133,6 +133,9 @@ def test_a_gated_repository_is_served_with_truss_s_token_and_lies_in_its_volume_
             unet = {path: data for path, data in TREE.items() if path.startswith("unet/")}
             assert leases["acme/sdxl"][0] == objects.manifest_of(unet).revision
             assert leases[f"acme/sdxl@{commit}"][0] == objects.manifest_of(TREE).revision
+            main = daemon.store / "hub" / "models--acme--sdxl" / "refs" / "main"
+            assert main.read_text() == commit
+            assert shows(main.parents[1] / "snapshots" / commit, TREE)  # where the Hugging Face libraries look
             assert "hf_of-truss" not in daemon.log_text
 
 

@@ -61,6 +61,7 @@ def ref_of(
         flipped_at=now,
         signed_by=resolution.vouched.by if resolution.vouched is not None else None,
         release=resolution.release,
+        commit=resolution.commit,
     )
     if before is None:
         return ref

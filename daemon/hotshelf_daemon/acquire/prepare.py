@@ -272,7 +272,7 @@ class Preparer:
 
     async def _check_unchanged(self, want: Want, resolution: Resolution) -> None:
         """A folder without a manifest is listed again: a mixture of two uploads must never be published."""
-        if resolution.settled or resolution.published or resolution.kind == "file":
+        if resolution.commit or resolution.published or resolution.kind == "file":
             return
         if (await self._ask(want)).id != resolution.id:
             raise Changed(f"{want.source} changed while it was fetched")

@@ -36,8 +36,8 @@ class Found:
     kind: str
     #: The revision of the published manifest that it comes from.
     revision: Revision | None = None
-    #: Whether all that was listed can never become something else.
-    settled: bool = False
+    #: The commit of a repository: all that was listed can never become something else.
+    commit: str | None = None
 
     @property
     def published(self) -> bool:
@@ -68,7 +68,7 @@ def _committed(origin: Origin, source: Source) -> Found:
     if (commit := origin.read(f"{repo}/refs/{ref}", 64)) is None:
         hint = "Name a branch, a tag or a commit of it after the @; without one it is main."
         raise NotFound(f"{repo} has no revision {ref!r} at {origin.label}", hint=hint)
-    return Found(_listed(origin, f"{repo}/{commit.decode()}", str(source)), "tree", settled=True)
+    return Found(_listed(origin, f"{repo}/{commit.decode()}", str(source)), "tree", commit=commit.decode())
 
 
 def _single(origin: Origin, path: str, _pinned: Revision | None) -> Found | None:
@@ -108,7 +108,7 @@ def narrow(want: Want, origin: Origin, found: Found, learnt: Mapping[str, Learnt
         skipped=tuple(skipped),
         kind=found.kind,
         published=found.published,
-        settled=found.settled,
+        commit=found.commit,
         wish=want.key,
         release=found.revision,
     )

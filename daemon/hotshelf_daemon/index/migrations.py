@@ -264,6 +264,8 @@ ALTER TABLE refs ADD COLUMN release TEXT;
 
 ALTER TABLE refs ADD COLUMN before TEXT;
 
+ALTER TABLE refs ADD COLUMN commit_id TEXT;
+
 CREATE TABLE rollbacks (
     source TEXT PRIMARY KEY, wish TEXT NOT NULL, revision TEXT NOT NULL, release TEXT, at REAL NOT NULL, uid INTEGER NOT NULL
 ) WITHOUT ROWID;
@@ -273,7 +275,7 @@ DROP VIEW v_refs;
 CREATE VIEW v_refs AS
     SELECT r.wish, r.source, r.allow_patterns, r.ignore_patterns, r.revision, r.previous, r.kind,
            datetime(r.flipped_at, 'unixepoch') AS flipped_at, datetime(r.checked_at, 'unixepoch') AS checked_at, r.signed_by,
-           r.release, datetime(b.at, 'unixepoch') AS rolled_back_at
+           r.release, r.commit_id, datetime(b.at, 'unixepoch') AS rolled_back_at
     FROM refs r LEFT JOIN rollbacks b ON b.source = r.source
 """
 

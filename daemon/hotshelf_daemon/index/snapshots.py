@@ -38,6 +38,7 @@ class RefRow:
     flipped_at: float = 0.0
     signed_by: str | None = None
     release: Revision | None = None
+    commit: str | None = None
     before: RefRow | None = None
     checked_at: float = 0.0
 
@@ -56,7 +57,7 @@ class RefRow:
         """Where it was before, and back from there to here. For a ref that has a `previous`."""
         assert self.previous is not None
         before = self.before or replace(
-            self.alone, revision=self.previous, listing="", skipped=(), signed_by=None, release=None
+            self.alone, revision=self.previous, listing="", skipped=(), signed_by=None, release=None, commit=None
         )
         return replace(
             before,
@@ -79,6 +80,7 @@ class RefRow:
             "kind": self.kind,
             "flipped_at": self.flipped_at,
             "release": self.release,
+            "commit": self.commit,
             "before": None if self.before is None else self.before.to_json(),
         }
 
@@ -98,19 +100,20 @@ class RefRow:
             previous=Revision.parse(body["previous"]) if body["previous"] else None,
             flipped_at=float(body["flipped_at"]),
             release=Revision.parse(release) if (release := body.get("release")) else None,
+            commit=str(commit) if (commit := body.get("commit")) else None,
             before=cls.parse({**before, "before": None}).alone if (before := body.get("before")) else None,
         )
 
 
 _REF = (
     "wish, source, allow_patterns, ignore_patterns, revision, listing, skipped, kind, previous, flipped_at, signed_by, release,"
-    " before, checked_at"
+    " before, commit_id, checked_at"
 )
 
 
 def _ref(row: Any) -> RefRow:
     wish, source, allow, ignore, revision, listing, skipped, kind, previous, flipped_at, signed_by, *rest = row
-    release, before, checked_at = rest
+    release, before, commit, checked_at = rest
     return RefRow(
         wish=wish,
         source=source,
@@ -125,6 +128,7 @@ def _ref(row: Any) -> RefRow:
         signed_by=signed_by,
         release=Revision(release) if release else None,
         before=_before(before) if before else None,
+        commit=commit,
         checked_at=checked_at,
     )
 
@@ -154,7 +158,7 @@ def refs(db: sqlite3.Connection, source: str | None = None) -> list[RefRow]:
 def flip(db: sqlite3.Connection, row: RefRow) -> None:
     body = row.to_json()
     db.execute(
-        f"INSERT OR REPLACE INTO refs ({_REF}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT OR REPLACE INTO refs ({_REF}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             row.wish,
             row.source,
@@ -169,6 +173,7 @@ def flip(db: sqlite3.Connection, row: RefRow) -> None:
             row.signed_by,
             row.release,
             None if row.before is None else json.dumps({**row.before.to_json(), "signed_by": row.before.signed_by}),
+            row.commit,
             row.checked_at or time.time(),
         ),
     )
