@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import re
@@ -116,6 +117,10 @@ def test_no_block_of_the_readme_is_left_untested() -> None:
         "verify: required",
         "mirrors:",
         "hotshelf env",
+        "model_cache:",
+        "import-truss",
+        "s3:GetObject",
+        "acquire_model_cache",
         "hotshelf bake",
         "hub_mirror",
         "HF_ENDPOINT=",
@@ -280,6 +285,37 @@ def test_a_shelf_is_baked_as_shown(configuration: dict[str, object], tmp_path: p
 def test_a_program_that_knows_nothing_of_us_reads_a_configured_name(daemon: Daemon, tmp_path: pathlib.Path) -> None:
     assert daemon.acquire("sdxl").status == 200
     shell(block("sh", "hotshelf env"), tmp_path, {**daemon.environment, "HOME": str(tmp_path)})
+
+
+def test_a_truss_is_imported_as_shown_and_lies_where_truss_puts_it(
+    seaweedfs: SeaweedFS, bucket: str, tmp_path: pathlib.Path
+) -> None:
+    shown = yaml.safe_load(block("yaml", "model_cache:").replace("s3://weights/", f"s3://{bucket}/"))
+    of_buckets = [entry for entry in shown["model_cache"] if "://" in entry["repo_id"]]  # the others are not on this machine
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model_cache": of_buckets}))
+    (tmp_path / "data").mkdir()
+    account = {"aws_access_key_id": seaweedfs.access_key_id, "aws_secret_access_key": seaweedfs.secret_access_key}
+    (tmp_path / "data" / "s3_credentials.json").write_text(json.dumps({**account, "aws_region": "us-east-1"}))
+    command = block("sh", "import-truss").replace("/etc/hotshelf/config.yaml", "hotshelf.yaml")
+    shell(command, tmp_path, clean_environment())
+    settings = yaml.safe_load((tmp_path / "hotshelf.yaml").read_text())
+    settings["origins"]["truss"] |= {"endpoint_url": seaweedfs.endpoint_url, "addressing_style": "path"}
+    with Daemon(tmp_path / "d", **settings) as daemon:
+        code = block("python", "acquire_model_cache").replace("weights/sdxl", f"{bucket}/sdxl")
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env=daemon.environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        assert os.path.samefile(done.stdout.strip(), daemon.store / "model_cache" / bucket / "sdxl")
+        assert (daemon.store / "model_cache" / bucket / "sdxl" / "model_index.json").is_file()
+
+
+def test_the_policy_allows_to_list_and_to_read_and_no_more() -> None:
+    statements = json.loads(block("json", "s3:GetObject"))["Statement"]
+    assert {one["Action"]: one["Resource"] for one in statements} == {
+        "s3:ListBucket": "arn:aws:s3:::weights",
+        "s3:GetObject": "arn:aws:s3:::weights/*",
+    }
 
 
 def test_a_bucket_of_google_s_is_configured_as_shown(tmp_path: pathlib.Path) -> None:

@@ -153,7 +153,7 @@ async def running(shelf: Shelf, stopping: asyncio.Event | None = None) -> AsyncI
         return Retrying(Counting(origin, metrics), settings.fetch.attempts)
 
     names = Names(settings)
-    shelf.shown = names.shown()
+    shelf.shown, shelf.folders = names.shown(), names.folders()
     ingests = Ingests(shelf)
     published = Published(shelf, Directory(settings.hasty(), lambda origin: Counting(origin, metrics)))
     pipelines = Pipelines(shelf, published)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 
@@ -12,6 +13,7 @@ from hotshelf_daemon import app, logs
 from hotshelf_daemon.config import hand_on, handed_on, load
 from hotshelf_shared.errors import HotshelfError
 
+log = logging.getLogger(__name__)
 #: Group-readable, private to everybody else: workers of the store's group read what is held.
 UMASK = 0o027
 
@@ -31,6 +33,8 @@ def hotshelfd(**flags: str | float | None) -> int:
         given = {"idle_exit_s" if name == "idle_exit" else name: value for name, value in flags.items()}
         loaded = load(given, text=handed_on(os.environ))
         logs.configure(loaded.settings.log_level, loaded.settings.secrets())
+        for warning in loaded.warnings:
+            log.warning("the configuration holds what is left out", extra={"why": warning})
         again = asyncio.run(app.serve(loaded, lambda: load({**given, "config": loaded.path})))
     except HotshelfError as error:
         print(f"hotshelfd: {error.message}\n  {error.hint}", file=sys.stderr)

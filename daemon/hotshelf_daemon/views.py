@@ -1,4 +1,5 @@
-"""Which of what is held shows below `hub/`, and as which repository: the hub's own, and configured names as `shelf/NAME`.
+"""Which of what is held shows to whoever holds no lease: below `hub/` the hub's own repositories, and configured names as
+`shelf/NAME`; below `model_cache/` what Truss's list names, where Truss would put it.
 
 What shows there is read by programs that hold no lease. So what the configuration wants shown (`view`) is pinned, and what
 goes leaves the view before its bytes do. What may not be served does not show either.
@@ -14,8 +15,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from hotshelf_daemon.index import snapshots
 from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.shelf import Shelf
-from hotshelf_daemon.store import hub
+from hotshelf_daemon.store import hub, model_cache
 from hotshelf_daemon.store.hub import Entry
+from hotshelf_daemon.store.model_cache import Place
 from hotshelf_shared.digest import Revision
 from hotshelf_shared.errors import HotshelfError
 from hotshelf_shared.source import Source
@@ -27,7 +29,7 @@ ORGANISATION = "shelf"
 
 def revisions(shelf: Shelf, db: sqlite3.Connection) -> set[Revision]:
     """What refs name that show: somebody may be reading it without a lease."""
-    return {ref.revision for ref in snapshots.refs(db) if _shows(shelf, ref)}
+    return {ref.revision for ref in snapshots.refs(db) if _shows(shelf, ref) or ref.wish in shelf.folders}
 
 
 def _shows(shelf: Shelf, ref: RefRow) -> bool:
@@ -39,6 +41,9 @@ async def show(shelf: Shelf, refs: Sequence[RefRow]) -> None:
     if any(_shows(shelf, ref) for ref in refs):
         found = await shelf.index.look(lambda db: [entry for ref in refs for entry in _of(shelf, db, ref)])
         await asyncio.to_thread(_show, shelf, found)
+    if any(ref.wish in shelf.folders for ref in refs):
+        places = await shelf.index.look(lambda db: [place for ref in refs for place in _places(shelf, db, ref)])
+        await asyncio.to_thread(_place, shelf, places)
 
 
 async def reconcile(shelf: Shelf) -> None:
@@ -46,17 +51,32 @@ async def reconcile(shelf: Shelf) -> None:
     found = await shelf.index.look(lambda db: [entry for ref in reversed(snapshots.refs(db)) for entry in _of(shelf, db, ref)])
     await asyncio.to_thread(hub.keep_only, shelf.layout, found)
     await asyncio.to_thread(_show, shelf, found)
+    places = await shelf.index.look(lambda db: [place for ref in snapshots.refs(db) for place in _places(shelf, db, ref)])
+    await asyncio.to_thread(model_cache.keep_only, shelf.layout, places)
+    await asyncio.to_thread(_place, shelf, places)
 
 
 def _of(shelf: Shelf, db: sqlite3.Connection, ref: RefRow) -> Iterator[Entry]:
-    source = Source.parse(ref.source)
-    if not _shows(shelf, ref) or not shelf.keyring.accepts(source, ref.signed_by) or not snapshots.is_ready(db, ref.revision):
+    if not _shows(shelf, ref) or not _is_served(shelf, db, ref):
         return
     files = {path: entry.digest for path, entry in snapshots.manifest(db, ref.revision).items()}
     for name in shelf.shown.get(ref.wish, ()):
         yield Entry(ORGANISATION, name, ref.revision.hex[:40], files)
     if ref.commit is not None:
+        source = Source.parse(ref.source)
         yield Entry(source.authority, source.path, ref.commit, files, None if source.is_fixed else source.ref or "main")
+
+
+def _places(shelf: Shelf, db: sqlite3.Connection, ref: RefRow) -> Iterator[Place]:
+    folders = shelf.folders.get(ref.wish, ())
+    if folders and _is_served(shelf, db, ref):
+        file = next(iter(snapshots.manifest(db, ref.revision))) if ref.kind == "file" else None
+        for folder in folders:  # an object's own key is that file, any other folder holds it
+            yield Place(folder, ref.revision, file if file is not None and folder.endswith(f"/{file}") else None)
+
+
+def _is_served(shelf: Shelf, db: sqlite3.Connection, ref: RefRow) -> bool:
+    return shelf.keyring.accepts(Source.parse(ref.source), ref.signed_by) and snapshots.is_ready(db, ref.revision)
 
 
 def _show(shelf: Shelf, some: Iterable[Entry]) -> None:
@@ -68,3 +88,12 @@ def _show(shelf: Shelf, some: Iterable[Entry]) -> None:
             log.warning(
                 "it does not show below hub/", extra={"repository": entry.folder, "code": error.code, "why": error.message}
             )
+
+
+def _place(shelf: Shelf, some: Iterable[Place]) -> None:
+    for place in some:
+        try:
+            model_cache.show(shelf.layout, place)
+        except HotshelfError as error:
+            why = {"folder": place.folder, "code": error.code, "why": error.message}
+            log.warning("it does not show below model_cache/", extra=why)

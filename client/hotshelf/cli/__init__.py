@@ -8,23 +8,14 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from hotshelf.cli import baking, build, consumers, daemon, demo, index, leasing, shelf, turning
+from hotshelf.cli import baking, build, consumers, daemon, demo, index, leasing, shelf, truss, turning
 from hotshelf.cli.verb import hotshelf
 
 __all__ = ["hotshelf", "run"]
 
-for verb in (
-    *leasing.VERBS,
-    *shelf.VERBS,
-    *turning.VERBS,
-    *daemon.VERBS,
-    *index.VERBS,
-    *baking.VERBS,
-    *build.VERBS,
-    *consumers.VERBS,
-    *demo.VERBS,
-):
-    hotshelf.add_command(verb)
+for group in (leasing, shelf, turning, daemon, index, baking, build, consumers, truss, demo):
+    for verb in group.VERBS:
+        hotshelf.add_command(verb)
 
 
 def run() -> NoReturn:

@@ -61,9 +61,11 @@ def show(out: Output, *, config_file: str | None) -> None:
 @verb("validate", example="hotshelf config validate --config shelf.yaml")
 @CONFIG
 def validate(out: Output, *, config_file: str | None) -> None:
-    """Check the configuration without using it. Exit code 78 when it cannot be used."""
-    _load(config_file)
-    out.result({"valid": True}, human=["the configuration is valid"])
+    """Check the configuration without using it, and say what of it is left out. Exit code 78 when it cannot be used."""
+    warnings = _load(config_file).warnings
+    out.result({"valid": True, "warnings": warnings}, human=["the configuration is valid"])
+    for warning in warnings:
+        out.note(warning)
 
 
 @verb("push", example="hotshelf push ./sdxl s3://weights/sdxl --sign key.pem")

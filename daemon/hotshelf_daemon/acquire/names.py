@@ -111,6 +111,15 @@ class Names:
                 found[want.key] = (*found.get(want.key, ()), name)
         return found
 
+    def folders(self) -> dict[str, tuple[str, ...]]:
+        """Wishes, by key, that show below model_cache/, and in which folders. A name that `models` or `loras` have has none."""
+        found: dict[str, tuple[str, ...]] = {}
+        for one in self._settings.cached.entries:
+            if one.folder is not None and one.name not in {**self._settings.loras, **self._settings.models}:
+                key = self.want(Wish(Source.parse(one.name))).key
+                found[key] = (*found.get(key, ()), one.folder)
+        return found
+
     def configured(self) -> dict[str, Want]:
         """Every configured name that has an origin in this version."""
         return {name: self.want(Wish(Source.parse(name))) for name in self._settings.names}

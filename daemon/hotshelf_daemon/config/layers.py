@@ -18,8 +18,10 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from yaml.parser import ParserError
 from yaml.scanner import ScannerError
 
+from hotshelf_daemon.config.credentials import renewed, with_file
 from hotshelf_daemon.config.hub import HubSettings
 from hotshelf_daemon.config.loaded import Loaded
+from hotshelf_daemon.config.models import take_model_cache
 from hotshelf_daemon.config.settings import OriginSettings, Settings
 from hotshelf_shared.errors import BadConfiguration
 from hotshelf_shared.wire import nearest
@@ -64,12 +66,13 @@ def load(
             _lay(merged, where, _with_one_token(values), layer)
         for key, value in given.items():
             _lay(merged, where, _nested(key.split("."), value), f"flag --{key.replace('_', '-')}")
+        cache = take_model_cache(merged, where)
         settings = Settings.model_validate(_with_credentials(merged, env))
     except ValidationError as error:
         raise _explain(error, where) from None
     except RecursionError:
         raise BadConfiguration("a value of the configuration contains itself", hint="Look for an alias (*name).") from None
-    return Loaded(settings, where, path, text)
+    return Loaded(settings, where, path, text, cache.warnings)
 
 
 def _default_path() -> str | None:
@@ -192,7 +195,7 @@ def _with_origins_credentials(values: dict[str, Any], env: Mapping[str, str]) ->
         return values
     resolved = {}
     for name, given in origins.items():
-        origin = dict(given) if isinstance(given, dict) else given
+        origin = with_file(given, name) if isinstance(given, dict) else given
         if isinstance(origin, dict):
             for field in _SECRET_FIELDS:
                 if (file := origin.get(f"{field}_file")) and not origin.get(field):
@@ -207,7 +210,7 @@ def _with_origins_credentials(values: dict[str, Any], env: Mapping[str, str]) ->
 
 def reread(origin: OriginSettings) -> OriginSettings:
     """The origin with what its ``…_file`` settings hold by now: tokens expire and are written anew."""
-    fresh: dict[str, Any] = {}
+    fresh = renewed(origin.credentials_file)
     for field in _SECRET_FIELDS:
         if file := getattr(origin, f"{field}_file"):
             text = _read_secret(file, f"{field}_file")

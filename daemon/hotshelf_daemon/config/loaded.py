@@ -22,12 +22,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The settings, for every dotted key the layer it came from, and the file's path and text if there is one."""
+    """The settings, for every dotted key the layer it came from, and the file's path and text if there is one.
+
+    `warnings` say what was left out of it.
+    """
 
     settings: Settings
     where: Mapping[str, str]
     path: str | None = None
     text: str | None = field(default=None, repr=False)
+    warnings: tuple[str, ...] = ()
 
     @property
     def says_something(self) -> bool:

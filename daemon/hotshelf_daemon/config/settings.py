@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
 from hotshelf_daemon.config.gcs import GcsSettings, plain_address
 from hotshelf_daemon.config.hub import HubMirrorSettings, HubSettings
-from hotshelf_daemon.config.values import Bytes, Globs, Percent, Seconds, Verify
+from hotshelf_daemon.config.models import ModelSettings, cached_models
+from hotshelf_daemon.config.values import Bytes, Percent, Seconds, Verify
 from hotshelf_shared import memory
-from hotshelf_shared.errors import HotshelfError
-from hotshelf_shared.patterns import Patterns
+from hotshelf_shared.errors import BadConfiguration, HotshelfError
 from hotshelf_shared.source import Source
-from hotshelf_shared.wire import Wish
+from hotshelf_shared.truss import ModelCache
 
 SOCKET_PATH_MAX_BYTES = 107
 
@@ -47,6 +48,8 @@ class OriginSettings(Frozen):
     secret_access_key_file: str | None = None
     session_token: SecretStr | None = None
     session_token_file: str | None = None
+    #: A path to these three and the region in one, as Truss's `s3_credentials.json` has them; instead of the others.
+    credentials_file: str | None = None
     #: Requests to this origin under way at once that somebody waits for; what is preloaded may have a quarter as many beside.
     max_connections: int = Field(default=16, ge=1, le=256)
     #: A path to a CA bundle, when the endpoint's certificate is your own.
@@ -82,38 +85,6 @@ class OriginSettings(Frozen):
     def secrets(self) -> frozenset[str]:
         held = (self.secret_access_key, self.session_token)
         return frozenset(s.get_secret_value() for s in held if s is not None and s.get_secret_value())
-
-
-class ModelSettings(Frozen):
-    """A name for a source; `freeze` keeps it at the revision it has until `refresh`.
-
-    `view` pins it as well, because programs that hold no lease read it below hub/; None does for hf:// sources alone.
-    """
-
-    source: str
-    allow_patterns: Globs = None
-    ignore_patterns: Globs = None
-    pin: bool = False
-    preload: bool = False
-    freeze: bool = False
-    view: bool | None = None
-
-    @field_validator("source")
-    @classmethod
-    def _is_a_source(cls, value: str) -> str:
-        try:
-            Source.parse(value)
-        except HotshelfError as error:
-            raise ValueError(error.message) from error
-        return value
-
-    @property
-    def is_viewed(self) -> bool:
-        return Source.parse(self.source).kind == "hf" if self.view is None else self.view
-
-    @property
-    def wish(self) -> Wish:
-        return Wish(Source.parse(self.source), Patterns.parse(self.allow_patterns, self.ignore_patterns))
 
 
 class SafetySettings(Frozen):
@@ -224,6 +195,7 @@ class Settings(Frozen):
     default_bucket: str | None = None
     models: dict[str, ModelSettings] = {}
     loras: dict[str, ModelSettings] = {}
+    #: Truss's list, verbatim: what it names is preloaded, pinned, and shows where Truss puts it. `hf_cache` is its old name.
     model_cache: list[dict[str, Any]] = []
     #: Folders that `file://` may name, and hosts (with :PORT unless it is 443) that `https://` may, besides the origins'.
     roots: list[str] = []
@@ -250,6 +222,15 @@ class Settings(Frozen):
             raise ValueError(f"is {len(value.encode())} bytes; a Unix socket's path has {SOCKET_PATH_MAX_BYTES} at the most")
         return value
 
+    @field_validator("model_cache")
+    @classmethod
+    def _is_what_truss_has(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        try:
+            ModelCache.parse(value)
+        except BadConfiguration as error:
+            raise ValueError(error.message) from error
+        return value
+
     @field_validator("listen", "page_listen")
     @classmethod
     def _is_an_address(cls, value: str) -> str:
@@ -263,8 +244,12 @@ class Settings(Frozen):
 
     @property
     def names(self) -> dict[str, ModelSettings]:
-        """Every bare name: models and loras; a model wins over a LoRA of the same name."""
-        return {**self.loras, **self.models}
+        """Every bare name: a model wins over a LoRA of the same name, and both over what `model_cache` names."""
+        return {**cached_models(self.cached), **self.loras, **self.models}
+
+    @cached_property
+    def cached(self) -> ModelCache:
+        return ModelCache.parse(self.model_cache)
 
     def connections_of(self, label: str) -> int:
         """Requests to this origin under way at once, at the most."""

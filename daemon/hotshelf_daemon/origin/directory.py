@@ -61,14 +61,14 @@ class Directory:
 
     def _bucket(self, name: str) -> Origin:
         label, origin = s3.bucket(self._settings, name)
-        changing = any((origin.access_key_id_file, origin.secret_access_key_file, origin.session_token_file))
+        files = (origin.access_key_id_file, origin.secret_access_key_file, origin.session_token_file, origin.credentials_file)
 
         def renew() -> Any:
             fresh = reread(origin)
             logs.keep_out(fresh.secrets())
             return s3.client_for(fresh, self._settings)
 
-        made = self._wrap(s3.S3Origin(s3.client_for(origin, self._settings), name, label, renew if changing else None))
+        made = self._wrap(s3.S3Origin(s3.client_for(origin, self._settings), name, label, renew if any(files) else None))
         return self._mirrored(made, origin, name)
 
     def _mirrored(self, made: Origin, origin: OriginSettings, bucket: str) -> Origin:

@@ -20,7 +20,10 @@ from hotshelf_shared.errors import BadConfiguration
 
 LOCK = ".lock"
 _ON_ONE_DEVICE = ("blobs/sha256", "snapshots", "manifests", "pipelines", "bundles", "ingest", "trash")
-FOLDERS = ("blobs", "manifests", "refs", "pins", "snapshots", "pipelines", "bundles", "hub", "ingest", "trash", "quarantine")
+FOLDERS = (
+    *("blobs", "manifests", "refs", "pins", "snapshots", "pipelines", "bundles", "hub", "model_cache"),
+    *("ingest", "trash", "quarantine"),
+)
 
 
 @dataclass(frozen=True, slots=True)
