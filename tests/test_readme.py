@@ -122,6 +122,8 @@ def test_no_block_of_the_readme_is_left_untested() -> None:
         "s3:GetObject",
         "acquire_model_cache",
         "hotshelf bake",
+        "hub_mirror",
+        "HF_ENDPOINT=",
         "gcs: {service_account_file",
         "hf://",
         "credentials: {weights: hotshelf-origin}",  # tests/deploy renders it
@@ -256,6 +258,21 @@ def test_what_is_signed_as_shown_is_what_an_origin_that_requires_it_serves(
         lease = daemon.acquire(f"s3://{bucket}/signed").body
         assert objects.read(daemon.store / lease["path"]) == objects.model("signed")
         assert daemon.acquire(f"s3://{bucket}/sdxl").body["code"] == "integrity_error"
+
+
+@pytest.mark.torch
+def test_the_mirror_is_used_as_shown(configuration: dict[str, object], tmp_path: pathlib.Path) -> None:
+    [port] = free_ports(1)
+    (tmp_path / "mirror-token").write_text("a token of one's own choosing")
+
+    def here(text: str) -> str:
+        return text.replace("/etc/hotshelf", str(tmp_path)).replace("9465", str(port))
+
+    shown = yaml.safe_load(here(block("yaml", "hub_mirror")))
+    with Daemon(tmp_path / "d", **{**configuration, **shown}):
+        asked = here(block("sh", "HF_ENDPOINT=")).replace("hotshelf.default.svc", "localhost")
+        said = shell(asked, tmp_path, clean_environment(HOME=str(tmp_path)))
+    assert "unet/diffusion_pytorch_model.safetensors" in objects.read(said.strip().splitlines()[-1])
 
 
 def test_a_shelf_is_baked_as_shown(configuration: dict[str, object], tmp_path: pathlib.Path) -> None:

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from aiohttp import web
 
-from hotshelf_daemon import janitor, probes, server, views
+from hotshelf_daemon import janitor, page, probes, server, views
 from hotshelf_daemon.acquire import (
     Binder,
     BundleBinder,
@@ -29,6 +29,7 @@ from hotshelf_daemon.acquire import (
     Published,
     Publisher,
     Refreshing,
+    Repositories,
     Turning,
 )
 from hotshelf_daemon.config import Loaded, Settings
@@ -87,7 +88,7 @@ async def serve(loaded: Loaded, reload: Callable[[], Loaded]) -> Loaded | None:
     settings, stopping, probed = loaded.settings, asyncio.Event(), probes.Probed()
     _on_signals(os._exit, 0)  # putting a store right may take long, and may be cut off anywhere
     # First: a daemon that cannot have its address has not answered anybody, and one that puts its store right is alive.
-    async with _tcp(settings, probed) if settings.listen else contextlib.nullcontext():
+    async with _tcp(probes.application(probed), "listen", settings.listen) if settings.listen else contextlib.nullcontext():
         shelf = await asyncio.to_thread(open_shelf, settings, Metrics(hotshelf_version()))
         began = time.monotonic()
         try:
@@ -189,6 +190,9 @@ async def running(shelf: Shelf, stopping: asyncio.Event | None = None) -> AsyncI
         warming = asyncio.create_task(asyncio.to_thread(directory.warm))
         stack.callback(warming.cancel)
         listening = await stack.enter_async_context(_unix(calls, shelf))
+        if settings.hub_mirror.token is not None and settings.page_listen:
+            served = page.application(shelf, Repositories(shelf, names, preparer))
+            await stack.enter_async_context(_tcp(served, "page_listen", settings.page_listen))
         sweeping = asyncio.create_task(janitor.run(shelf, leasing, hand_ins, preparer, calls.keepers))
         stack.callback(sweeping.cancel)
         if settings.idle_exit_s is not None and stopping is not None:
@@ -228,17 +232,17 @@ async def _unix(calls: server.Calls, shelf: Shelf) -> AsyncIterator[Callable[[],
 
 
 @contextlib.asynccontextmanager
-async def _tcp(settings: Settings, probed: probes.Probed) -> AsyncIterator[None]:
-    host, port = probes.address(settings.listen)
-    runner = web.AppRunner(probes.application(probed), access_log=None, shutdown_timeout=1)
+async def _tcp(app: web.Application, setting: str, listen: str) -> AsyncIterator[None]:
+    host, port = probes.address(listen)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()
     except OSError as error:
         await runner.cleanup()
         raise BadConfiguration(
-            f"cannot listen on {settings.listen}: {error.strerror or error}",
-            hint="Set `listen` (HOTSHELF_LISTEN) to a free address, or to nothing to switch it off.",
+            f"cannot listen on {listen}: {error.strerror or error}",
+            hint=f"Set `{setting}` (HOTSHELF_{setting.upper()}) to a free address, or to nothing to switch it off.",
         ) from error
     try:
         yield

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hotshelf_daemon import views
-from hotshelf_daemon.index import blobs, handed_in, leases, pipelines, rollbacks, snapshots
+from hotshelf_daemon.index import blobs, handed_in, leases, pipelines, preparing, rollbacks, snapshots
 from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import Layout, trees
@@ -120,7 +120,7 @@ async def _carry_out(shelf: Shelf, tree: Manifest, ref: RefRow | None, resolutio
         if ref is not None:
             snapshots.flip(db, ref)
         leases.bind(db, resolution, tree.revision)
-        snapshots.close_resolution(db, resolution)
+        preparing.close(db, resolution)
         return stale
 
     await asyncio.to_thread(on_disk)

@@ -2,6 +2,7 @@
 
 `HandIns` takes bytes from workers, `Binder` makes pipelines of them, `Pipelines` says who may have which; `BundleBinder` and
 `Bundles` do so for compile caches. `Refreshing` takes what an origin has now, `Turning` goes back to what it had.
+`Repositories` are what clients of the Hugging Face Hub ask for.
 """
 
 from hotshelf_daemon.acquire.binding import Binder
@@ -19,9 +20,10 @@ from hotshelf_daemon.acquire.prepare import Preparer
 from hotshelf_daemon.acquire.published import Published
 from hotshelf_daemon.acquire.publishing import Publisher
 from hotshelf_daemon.acquire.refreshing import Refreshing
+from hotshelf_daemon.acquire.repositories import HubFile, Repositories, Repository
 from hotshelf_daemon.acquire.turning import Turning
 
 __all__ = [
-    "Binder", "BundleBinder", "Bundles", "Desk", "Freshness", "Gauge", "HandIns", "Keeping", "Leasing", "Names", "Peer",
-    "Pipelines", "Preparer", "Published", "Publisher", "Refreshing", "Turning", "Want",
+    "Binder", "BundleBinder", "Bundles", "Desk", "Freshness", "Gauge", "HandIns", "HubFile", "Keeping", "Leasing", "Names",
+    "Peer", "Pipelines", "Preparer", "Published", "Publisher", "Refreshing", "Repositories", "Repository", "Turning", "Want",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from hotshelf_daemon.acquire.gauge import Gauge
 from hotshelf_daemon.acquire.names import Want
 from hotshelf_daemon.acquire.prepare import Preparer, wanted_digests
 from hotshelf_daemon.flights import first_failure
-from hotshelf_daemon.index import snapshots
+from hotshelf_daemon.index import preparing
 from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.plan import Resolution
 from hotshelf_daemon.shelf import Shelf
@@ -47,13 +47,13 @@ async def bring(
 
 def _open(db: sqlite3.Connection, *, resolutions: Sequence[Resolution]) -> None:
     for one in resolutions:
-        snapshots.open_resolution(db, one.id, source=one.source, size=one.size, files=len(one.files))
-        snapshots.want(db, one.id, wanted_digests(one))
+        preparing.open_(db, one.id, source=one.source, size=one.size, files=len(one.files))
+        preparing.want(db, one.id, wanted_digests(one))
 
 
 def _fail(db: sqlite3.Connection, *, resolutions: Sequence[Resolution], why: str) -> None:
     for one in resolutions:
-        snapshots.fail_resolution(db, one.id, why)
+        preparing.fail(db, one.id, why)
 
 
 async def _prepare(preparer: Preparer, resolved: Sequence[Resolved], gauge: Gauge, *, prefetch: bool) -> list[RefRow]:

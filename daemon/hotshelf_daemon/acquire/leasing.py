@@ -18,7 +18,7 @@ from types import MappingProxyType
 from hotshelf_daemon.acquire.book import Book
 from hotshelf_daemon.acquire.names import Want
 from hotshelf_daemon.acquire.prepare import wanted_digests
-from hotshelf_daemon.index import Unwritable, journal, leases, snapshots
+from hotshelf_daemon.index import Unwritable, journal, leases, preparing, snapshots
 from hotshelf_daemon.index.leases import LeaseRow
 from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.origin import Changed
@@ -161,10 +161,8 @@ class Leasing:
 
         def hold(db: sqlite3.Connection) -> list[LeaseRow]:
             for resolution in resolutions.values():
-                snapshots.open_resolution(
-                    db, resolution.id, source=resolution.source, size=resolution.size, files=len(resolution.files)
-                )
-                snapshots.want(db, resolution.id, wanted_digests(resolution))
+                preparing.open_(db, resolution.id, source=resolution.source, size=resolution.size, files=len(resolution.files))
+                preparing.want(db, resolution.id, wanted_digests(resolution))
             return [row.granted(leases.open_(db, row)) for row in rows]
 
         try:
@@ -193,7 +191,7 @@ class Leasing:
         def close(db: sqlite3.Connection) -> None:
             leases.close(db, [row.id for row in rows])
             for resolution in idle:
-                snapshots.fail_resolution(db, resolution.id, "given_up")
+                preparing.fail(db, resolution.id, "given_up")
 
         await self._shelf.index.write(close)
 

@@ -24,7 +24,7 @@ from hotshelf_daemon.acquire.names import Want
 from hotshelf_daemon.acquire.pipelines import Pipelines, is_pipeline
 from hotshelf_daemon.acquire.vouching import vouch
 from hotshelf_daemon.flights import Flights, first_failure
-from hotshelf_daemon.index import blobs, ingests, rollbacks, snapshots
+from hotshelf_daemon.index import blobs, ingests, preparing, rollbacks, snapshots
 from hotshelf_daemon.index.rollbacks import RollbackRow
 from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.ingest import Brought, Ingests, Order
@@ -220,7 +220,7 @@ class Preparer:
             raise HotshelfError(f"blobs of {want.source} keep disappearing", hint="Is somebody deleting below the store?")
         except BaseException as error:
             why = error.code if isinstance(error, HotshelfError) else type(error).__name__
-            await self._shelf.index.write(lambda db: snapshots.fail_resolution(db, resolution.id, why))
+            await self._shelf.index.write(lambda db: preparing.fail(db, resolution.id, why))
             raise
 
     async def _fetch(self, want: Want, resolution: Resolution, *, prefetch: bool) -> dict[str, Brought]:

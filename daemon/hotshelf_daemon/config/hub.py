@@ -42,3 +42,15 @@ class HubSettings(BaseModel):
     def secrets(self) -> frozenset[str]:
         text = self.token.get_secret_value() if self.token is not None else ""
         return frozenset({text} if text else ())
+
+
+class HubMirrorSettings(BaseModel):
+    """The mirror of the hub on `page_listen`: switched on by a token, which clients have as their HF_TOKEN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    token: SecretStr | None = Field(default=None, min_length=16)
+    token_file: str | None = None
+
+    def secrets(self) -> frozenset[str]:
+        return frozenset({self.token.get_secret_value()} if self.token is not None else ())

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
 from hotshelf_daemon.config.gcs import GcsSettings, plain_address
-from hotshelf_daemon.config.hub import HubSettings
+from hotshelf_daemon.config.hub import HubMirrorSettings, HubSettings
 from hotshelf_daemon.config.models import ModelSettings, cached_models
 from hotshelf_daemon.config.values import Bytes, Percent, Seconds, Verify
 from hotshelf_shared import memory
@@ -162,7 +162,9 @@ class Settings(Frozen):
     trusted_uids: list[int] = []
     #: HOST:PORT of /livez, /readyz and /metrics; empty switches it off.
     listen: str = "127.0.0.1:9464"
+    #: HOST:PORT of the Hugging Face mirror, when `hub_mirror` has a token; names that it goes by besides its own and localhost.
     page_listen: str = "127.0.0.1:9465"
+    page_hosts: list[str] = []
     #: Bytes the shelf may use; a percentage is of the file system, less `reserve`.
     budget: Percent | Bytes = "90%"
     #: Free bytes left to others on the file system when `budget` is a percentage.
@@ -204,6 +206,7 @@ class Settings(Frozen):
     prefetch: PrefetchSettings = PrefetchSettings()
     fetch: FetchSettings = FetchSettings()
     hf: HubSettings = HubSettings()
+    hub_mirror: HubMirrorSettings = HubMirrorSettings()
 
     @field_validator("store", "socket")
     @classmethod
@@ -261,4 +264,4 @@ class Settings(Frozen):
 
     def secrets(self) -> frozenset[str]:
         """Every secret value, for the log's redaction."""
-        return self.hf.secrets().union(*(origin.secrets() for origin in self.origins.values()))
+        return (self.hf.secrets() | self.hub_mirror.secrets()).union(*(origin.secrets() for origin in self.origins.values()))

@@ -266,6 +266,8 @@ ALTER TABLE refs ADD COLUMN before TEXT;
 
 ALTER TABLE refs ADD COLUMN commit_id TEXT;
 
+CREATE INDEX refs_by_commit ON refs (commit_id);
+
 CREATE TABLE rollbacks (
     source TEXT PRIMARY KEY, wish TEXT NOT NULL, revision TEXT NOT NULL, release TEXT, at REAL NOT NULL, uid INTEGER NOT NULL
 ) WITHOUT ROWID;

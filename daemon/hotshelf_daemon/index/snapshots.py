@@ -155,6 +155,10 @@ def refs(db: sqlite3.Connection, source: str | None = None) -> list[RefRow]:
     return [_ref(row) for row in db.execute(f"SELECT {_REF} FROM refs {where} ORDER BY flipped_at DESC", values)]
 
 
+def at_commit(db: sqlite3.Connection, commit: str) -> list[RefRow]:
+    return [_ref(row) for row in db.execute(f"SELECT {_REF} FROM refs WHERE commit_id = ?", (commit,))]
+
+
 def flip(db: sqlite3.Connection, row: RefRow) -> None:
     body = row.to_json()
     db.execute(
@@ -260,40 +264,3 @@ def freshen(db: sqlite3.Connection, revision: Revision) -> None:
         " WHERE revision = ?",
         (revision,),
     )
-
-
-# ---- resolutions
-
-
-def open_resolution(db: sqlite3.Connection, id_: str, *, source: str, size: int, files: int) -> None:
-    """A resolution starts to be prepared; the blobs that `want` adds to it are roots until it ends."""
-    found = db.execute("SELECT state FROM resolutions WHERE id = ?", (id_,)).fetchone()
-    current = SnapshotState(found[0]) if found else SnapshotState.ABSENT
-    if current is not SnapshotState.PREPARING:
-        current = next_snapshot_state(current, SnapshotEvent.PREPARE)
-    db.execute(
-        "INSERT OR REPLACE INTO resolutions (id, source, state, bytes, files, opened_at) VALUES (?, ?, ?, ?, ?, ?)",
-        (id_, source, current.value, size, files, time.time()),
-    )
-
-
-def want(db: sqlite3.Connection, id_: str, blobs: Iterable[Digest]) -> None:
-    db.executemany("INSERT OR IGNORE INTO wanted_blobs (resolution, digest) VALUES (?, ?)", [(id_, blob) for blob in blobs])
-
-
-def fail_resolution(db: sqlite3.Connection, id_: str, error: str) -> None:
-    failed = next_snapshot_state(SnapshotState.PREPARING, SnapshotEvent.FAIL)
-    db.execute("UPDATE resolutions SET state = ?, error = ? WHERE id = ?", (failed.value, error, id_))
-    db.execute("DELETE FROM wanted_blobs WHERE resolution = ?", (id_,))
-
-
-def close_resolution(db: sqlite3.Connection, id_: str) -> None:
-    """It became a snapshot, whose files are now what holds its blobs."""
-    db.execute("DELETE FROM resolutions WHERE id = ?", (id_,))
-    db.execute("DELETE FROM wanted_blobs WHERE resolution = ?", (id_,))
-
-
-def forget_resolutions(db: sqlite3.Connection) -> None:
-    """At start nobody waits for any of them; what they fetched stays, and their ingests are resumed when asked for."""
-    db.execute("DELETE FROM resolutions")
-    db.execute("DELETE FROM wanted_blobs")

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hotshelf_daemon.index import blobs, handed_in, ingests, snapshots
+from hotshelf_daemon.index import blobs, handed_in, ingests, preparing
 from hotshelf_daemon.index.ingests import IngestRow
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.states import IngestEvent
@@ -94,5 +94,5 @@ def _record(db: sqlite3.Connection, items: Iterable[Verified]) -> None:
         for resolution in item.wanted_by:
             wanted[resolution].append(item.digest)
     for resolution, digests in wanted.items():
-        snapshots.want(db, resolution, digests)
+        preparing.want(db, resolution, digests)
     ingests.complete(db, [item.row.id for item in items])

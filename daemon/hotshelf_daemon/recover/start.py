@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
-from hotshelf_daemon.index import Index, blobs, ingests, journal, leases, snapshots
+from hotshelf_daemon.index import Index, blobs, ingests, journal, leases, preparing, snapshots
 from hotshelf_daemon.index.leases import PinRow
 from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.recover import bundles, pipelines, rollbacks, strangers
@@ -71,7 +71,7 @@ def recover(layout: Layout, index: Index, bundle_key: bytes) -> Recovered:
 
 def _forget_what_was_under_way(db: sqlite3.Connection) -> None:
     ingests.interrupt_all(db)
-    snapshots.forget_resolutions(db)
+    preparing.forget_all(db)
     leases.void_unbound(db)
 
 

@@ -1,0 +1,218 @@
+"""The Hugging Face mirror: the hub's own clients, unmodified, against the shelf."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests import objects
+from tests.conftest import BUCKET
+from tests.daemon.conftest import SEGMENT, MakeDaemon, Put
+from tests.daemon.looking import rows
+from tests.daemon_process import Daemon
+from tests.servers.child import clean_environment
+from tests.servers.hub import Hub
+from tests.servers.ports import free_ports
+from tests.servers.seaweedfs import SeaweedFS
+
+REPO, TOKEN = "org/name", "mirror-canary-81d0-long-enough"
+TREE = objects.model("mirror", unet=5 * SEGMENT + 1_000)
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub(page_entries=4) as running:
+        running.push(REPO, TREE)
+        yield running
+
+
+Start = Callable[..., Daemon]
+
+
+@pytest.fixture
+def start(make_daemon: MakeDaemon, hub: Hub) -> Start:
+    def begin(**settings: Any) -> Daemon:
+        given = {
+            "hf": {"endpoint": hub.endpoint_url},
+            "hub_mirror": {"token": TOKEN},
+            "page_listen": f"127.0.0.1:{free_ports(1)[0]}",
+            "fetch": {"segment_bytes": SEGMENT, "attempts": 2},
+            "revalidate_s": 600,
+        }
+        return make_daemon(**{**given, **settings})
+
+    return begin
+
+
+def asked(
+    daemon: Daemon, path: str, *, method: str = "GET", token: str | None = TOKEN, **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    connection = http.client.HTTPConnection(daemon.settings["page_listen"], timeout=60)
+    try:
+        told = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, headers={**told, **({"Authorization": f"Bearer {token}"} if token else {})})
+        answer = connection.getresponse()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+    finally:
+        connection.close()
+
+
+def client(daemon: Daemon, folder: pathlib.Path, code: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Code of somebody who has HF_ENDPOINT and HF_TOKEN, and a cache of its own."""
+    environment = clean_environment(
+        HOME=str(folder), HF_HOME=str(folder / "hf"), HF_TOKEN=TOKEN, HF_ENDPOINT=f"http://{daemon.settings['page_listen']}"
+    )
+    argv = [sys.executable, "-c", code, *words]
+    return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def ran(daemon: Daemon, folder: pathlib.Path, code: str, *words: str) -> str:
+    done = client(daemon, folder, code, *words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().splitlines()[-1]
+
+
+SNAPSHOT = "import sys, huggingface_hub as h; print(h.snapshot_download(sys.argv[1], **eval(sys.argv[2])))"
+
+# ---- the hub's own clients
+
+
+@pytest.mark.torch
+def test_a_snapshot_is_downloaded_through_it_and_again_with_the_hub_away(
+    hub: Hub, start: Start, tmp_path: pathlib.Path
+) -> None:
+    daemon = start()
+    assert objects.read(ran(daemon, tmp_path / "a", SNAPSHOT, REPO, "{}")) == TREE
+    once = len(hub.asked_of("cdn"))
+    assert objects.read(ran(daemon, tmp_path / "b", SNAPSHOT, REPO, "{}")) == TREE
+    assert len(hub.asked_of("cdn")) == once
+    with hub.down():
+        daemon.restart()
+        assert objects.read(ran(daemon, tmp_path / "c", SNAPSHOT, REPO, "{}")) == TREE
+        commit = hub.repos[REPO].refs["main"]
+        assert objects.read(ran(daemon, tmp_path / "d", SNAPSHOT, REPO, f"dict(revision={commit!r})")) == TREE
+
+
+@pytest.mark.torch
+def test_only_what_is_asked_for_is_fetched(hub: Hub, start: Start, tmp_path: pathlib.Path) -> None:
+    daemon = start()
+    some = objects.read(ran(daemon, tmp_path, SNAPSHOT, REPO, "dict(allow_patterns=['vae/*'])"))
+    assert some == {path: data for path, data in TREE.items() if path.startswith("vae/")}
+    assert not hub.asked_of("cdn", objects.Digest.of(TREE[UNET]).hex)
+
+
+@pytest.mark.torch
+def test_a_configured_name_of_a_bucket_is_a_repository_too(
+    start: Start, seaweedfs: SeaweedFS, put: Put, tmp_path: pathlib.Path
+) -> None:
+    tree = objects.model("bucket")
+    models = {"sdxl": {"source": put(objects.published(tree))}}
+    daemon = start(origins={"weed": seaweedfs.settings(BUCKET)}, models=models)
+    assert objects.read(ran(daemon, tmp_path, SNAPSHOT, "shelf/sdxl", "{}")) == tree
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("repo", "more", "error"),
+    [("org/none", "{}", "RepositoryNotFoundError"), (REPO, "dict(revision='none')", "RevisionNotFoundError")],
+)
+def test_what_is_not_there_is_what_clients_of_the_hub_expect(
+    start: Start, tmp_path: pathlib.Path, repo: str, more: str, error: str
+) -> None:
+    done = client(start(), tmp_path, SNAPSHOT, repo, more)
+    assert done.returncode != 0
+    assert error in done.stderr
+
+
+@pytest.mark.torch
+def test_a_file_that_is_not_there_is_an_entry_not_found(start: Start, tmp_path: pathlib.Path) -> None:
+    done = client(start(), tmp_path, "import huggingface_hub as h; h.hf_hub_download('org/name', 'none.json')")
+    assert "EntryNotFoundError" in done.stderr
+
+
+# ---- answers
+
+
+def test_ranges_are_served_from_the_blob(start: Start) -> None:
+    status, headers, body = asked(start(), f"/{REPO}/resolve/main/{UNET}", Range="bytes=100-299")
+    assert (status, body) == (206, TREE[UNET][100:300])
+    assert headers["content-range"] == f"bytes 100-299/{len(TREE[UNET])}"
+    assert headers["etag"] == f'"{objects.Digest.of(TREE[UNET]).hex}"'
+
+
+def test_head_tells_all_and_fetches_nothing(hub: Hub, start: Start) -> None:
+    daemon = start()
+    status, headers, body = asked(daemon, f"/{REPO}/resolve/main/{UNET}", method="HEAD")
+    assert (status, body) == (200, b"")
+    assert headers["content-length"] == headers["x-linked-size"] == str(len(TREE[UNET]))
+    assert headers["etag"] == headers["x-linked-etag"] == f'"{objects.Digest.of(TREE[UNET]).hex}"'
+    assert headers["x-repo-commit"] == hub.repos[REPO].refs["main"]
+    assert rows(daemon, "SELECT * FROM v_blobs") == []
+
+
+def test_the_tree_has_every_file_with_its_size_and_digest(start: Start) -> None:
+    daemon = start()
+    entries = json.loads(asked(daemon, f"/api/models/{REPO}/tree/main?recursive=true&expand=false")[2])
+    files = {entry["path"]: entry for entry in entries if entry["type"] == "file"}
+    assert {path: entry["size"] for path, entry in files.items()} == {path: len(data) for path, data in TREE.items()}
+    assert files[UNET]["lfs"]["oid"] == objects.Digest.of(TREE[UNET]).hex
+    near = json.loads(asked(daemon, f"/api/models/{REPO}/tree/main")[2])
+    assert {entry["path"] for entry in near} == {path.partition("/")[0] for path in TREE}
+    assert asked(daemon, f"/api/models/{REPO}/tree/main/none")[0] == 404
+
+
+def test_small_files_come_together_and_weights_one_by_one(start: Start) -> None:
+    daemon = start()
+    for path in TREE:
+        assert asked(daemon, f"/{REPO}/resolve/main/{path}")[2] == TREE[path]
+    large = sum(len(data) > 256 << 10 for data in TREE.values())
+    assert len(rows(daemon, "SELECT * FROM v_snapshots")) <= 1 + large
+    assert rows(daemon, "SELECT * FROM v_leases") == []
+
+
+def test_what_executes_is_not_served_and_says_so(hub: Hub, start: Start) -> None:
+    hub.push(REPO, {**TREE, "setup.py": b"print()"})
+    status, headers, _ = asked(start(), f"/{REPO}/resolve/main/setup.py")
+    assert status == 403
+    assert "setup.py is not served" in headers["x-error-message"]
+
+
+# ---- who may ask
+
+
+@pytest.mark.parametrize("token", [None, "wrong", TOKEN + "x", TOKEN[:-1]])
+def test_without_its_token_nothing_is_answered(hub: Hub, start: Start, token: str | None) -> None:
+    daemon = start()
+    for path in (f"/api/models/{REPO}", f"/{REPO}/resolve/main/{UNET}"):
+        status, _, body = asked(daemon, path, token=token)
+        assert status == 401
+        assert TOKEN.encode() not in body
+    assert hub.asked_of("hub") == []
+
+
+def test_another_host_s_name_is_refused(start: Start) -> None:
+    daemon = start(page_hosts=["hotshelf"])
+    for host, status in (("evil.example:80", 421), ("hotshelf:9465", 200), ("localhost", 200)):
+        assert asked(daemon, f"/api/models/{REPO}", Host=host)[0] == status
+
+
+def test_it_is_off_without_a_token(start: Start) -> None:
+    daemon = start(hub_mirror={})
+    with pytest.raises(ConnectionRefusedError):
+        asked(daemon, f"/api/models/{REPO}")
+
+
+def test_its_token_is_read_from_a_file_and_told_to_nobody(hub: Hub, start: Start, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "token").write_text(TOKEN + "\n")
+    daemon = start(hub_mirror={"token_file": str(tmp_path / "token")})
+    assert asked(daemon, f"/{REPO}/resolve/main/{UNET}")[2] == TREE[UNET]
+    assert {ask.token for ask in hub.asked} == {None}
+    assert TOKEN not in daemon.log_text
