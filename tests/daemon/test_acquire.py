@@ -799,6 +799,22 @@ def test_a_configured_name_stands_for_its_source_and_patterns(
     assert outcomes[0] == "hit"
 
 
+def test_a_preload_is_tried_again_when_its_origin_was_away_at_the_start(
+    make_daemon: MakeDaemon, seaweedfs: SeaweedFS, recorder: Recorder, put: Put, bucket: str
+) -> None:
+    source = put({"a.safetensors": objects.noise("later", 10_000)})
+    with recorder.down():
+        daemon = make_daemon(
+            origins={"weed": seaweedfs.settings(bucket, endpoint_url=recorder.endpoint_url)},
+            models={"sdxl": {"source": source, "preload": True}},
+            revalidate_s=0.2,
+            fetch={"attempts": 1},
+        )
+        wait_until(lambda: rows(daemon, "SELECT 1 FROM v_events WHERE kind = 'background_failed'"), what="the first attempt")
+        assert rows(daemon, "SELECT 1 FROM v_refs") == []
+    wait_until(lambda: rows(daemon, "SELECT 1 FROM v_refs"), what="another attempt")
+
+
 def test_files_come_from_configured_roots_only(make_daemon: MakeDaemon, tmp_path: Any) -> None:
     tree = objects.model(1)
     objects.write(tmp_path / "root" / "m", tree)

@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 from hotshelf_daemon.acquire.bringing import bring
 from hotshelf_daemon.acquire.gauge import Gauge
@@ -25,6 +26,8 @@ from hotshelf_shared.errors import HotshelfError
 log = logging.getLogger(__name__)
 #: What nobody has acquired for so long, in seconds, is not looked at again before somebody does.
 IN_USE_S = 3_600.0
+#: Between two attempts to preload what cannot be had, at the most, seconds.
+LONGEST_PAUSE_S = 900.0
 
 
 class Freshness:
@@ -35,7 +38,7 @@ class Freshness:
         self._used: dict[str, float] = {}
         self._next: dict[str, asyncio.TimerHandle] = {}
         self._looking: set[str] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def hit(self, want: Want) -> None:
         """Called on every hit; looks at once unless its origin was asked within `revalidate_s`."""
@@ -52,10 +55,17 @@ class Freshness:
 
     def preload(self, want: Want) -> None:
         """What is to be here before anybody asks is kept up to date for good."""
-        self._start(self._quietly(want, self.fetch))
+        self._start(self._preload(want))
         if not want.frozen:
             self._use(want, math.inf)
             self._look_later(want)
+
+    async def _preload(self, want: Want) -> None:
+        """Until it is here: its origin may be away when the daemon starts, or not have it yet."""
+        pause_s = self._shelf.settings.revalidate_s
+        while not await self._quietly(want, self.fetch):
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, max(LONGEST_PAUSE_S, pause_s))
 
     def _use(self, want: Want, now: float) -> None:
         self._used[want.key] = max(now, self._used.get(want.key, now))
@@ -79,7 +89,7 @@ class Freshness:
         else:
             del self._used[want.key]
 
-    def _start(self, work: Coroutine[None, None, None]) -> None:
+    def _start(self, work: Coroutine[None, None, Any]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -122,7 +132,8 @@ class Freshness:
         log.info("new revision", extra={"source": str(want.source), "revision": ref.revision})
         return True
 
-    async def _quietly(self, want: Want, work: Callable[[Want], Awaitable[bool]]) -> None:
+    async def _quietly(self, want: Want, work: Callable[[Want], Awaitable[bool]]) -> bool:
+        """Whether it went well."""
         try:
             await work(want)
         except HotshelfError as error:
@@ -130,5 +141,8 @@ class Freshness:
             log.warning("background fetch failed", extra={"source": str(want.source), "code": error.code, "why": error.message})
             detail = f"{error.code}: {error.message}"
             await self._shelf.index.write(lambda db: journal.event(db, "background_failed", str(want.source), detail))
+            return False
+        else:
+            return True
         finally:
             self._looking.discard(want.key)

@@ -1,4 +1,7 @@
-"""An account of S3 in one file, as Truss's `data/s3_credentials.json` holds it. Nothing in it is ever repeated."""
+"""Secrets in files: one in each, or an account of S3 in one, as Truss's `data/s3_credentials.json` holds it.
+
+Nothing that is in them is ever repeated.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ FIELDS = {
 }
 _MAY_BE_MISSING = ("aws_session_token",)
 _MOST_BYTES = 64 << 10
+_MISSING = "Is the Secret there and mounted, and may this user read it?"
 _HINT = (
     'Write {"aws_access_key_id": "…", "aws_secret_access_key": "…", "aws_region": "…"}, and "aws_session_token" for a lent key.'
 )
@@ -69,14 +73,23 @@ def renewed(path: str | None) -> dict[str, Any]:
     return {"access_key_id": found["access_key_id"], **secret}
 
 
+def read_secret(path: str, setting: str) -> str:
+    """What a file that holds one secret holds. Raises BadConfiguration naming setting and file."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().strip()
+    except (OSError, ValueError) as error:  # a path may have characters that none can have
+        reason = error.strerror if isinstance(error, OSError) else "not text, or no path"
+        raise BadConfiguration(f"{setting}: cannot read {path}: {reason}", hint=_MISSING) from None
+
+
 def _json_object(path: str, setting: str) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             data = file.read(_MOST_BYTES + 1)
     except (OSError, ValueError) as error:  # a path may have characters that none can have
         reason = error.strerror if isinstance(error, OSError) else "no path"
-        hint = "Is the Secret there and mounted, and may this user read it?"
-        raise BadConfiguration(f"{setting}: cannot read {path}: {reason}", hint=hint) from None
+        raise BadConfiguration(f"{setting}: cannot read {path}: {reason}", hint=_MISSING) from None
     try:
         body = json.loads(data[:_MOST_BYTES])
     except (ValueError, RecursionError):  # its message would repeat the file

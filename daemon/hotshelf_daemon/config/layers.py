@@ -18,7 +18,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from yaml.parser import ParserError
 from yaml.scanner import ScannerError
 
-from hotshelf_daemon.config.credentials import renewed, with_file
+from hotshelf_daemon.config.credentials import read_secret, renewed, with_file
 from hotshelf_daemon.config.hub import HubSettings
 from hotshelf_daemon.config.loaded import Loaded
 from hotshelf_daemon.config.models import take_model_cache
@@ -181,10 +181,10 @@ def _with_one_token(values: dict[str, Any]) -> dict[str, Any]:
 def _with_credentials(values: dict[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
     """The hub's token and each origin's credentials resolved: their own, or out of their ``…_file``."""
     if isinstance(hub := values.get("hf"), dict) and (file := hub.get("token_file")):
-        given = {"token_file": None} if hub.get("token") else {"token": _read_secret(str(file), "hf.token_file")}
+        given = {"token_file": None} if hub.get("token") else {"token": read_secret(str(file), "hf.token_file")}
         values = {**values, "hf": {**hub, **given}}
     if isinstance(mirror := values.get("hub_mirror"), dict) and (file := mirror.get("token_file")) and not mirror.get("token"):
-        values = {**values, "hub_mirror": {**mirror, "token": _read_secret(str(file), "hub_mirror.token_file")}}
+        values = {**values, "hub_mirror": {**mirror, "token": read_secret(str(file), "hub_mirror.token_file")}}
     return _with_origins_credentials(values, env)
 
 
@@ -199,7 +199,7 @@ def _with_origins_credentials(values: dict[str, Any], env: Mapping[str, str]) ->
         if isinstance(origin, dict):
             for field in _SECRET_FIELDS:
                 if (file := origin.get(f"{field}_file")) and not origin.get(field):
-                    origin[field] = _read_secret(str(file), f"origins.{name}.{field}_file")
+                    origin[field] = read_secret(str(file), f"origins.{name}.{field}_file")
             if _is_b2(origin.get("endpoint_url")) and not origin.get("access_key_id"):
                 for field, variable in (("access_key_id", "B2_KEY_ID"), ("secret_access_key", "B2_SECRET_KEY")):
                     if value := _value_or_file(env, variable):
@@ -213,14 +213,14 @@ def reread(origin: OriginSettings) -> OriginSettings:
     fresh = renewed(origin.credentials_file)
     for field in _SECRET_FIELDS:
         if file := getattr(origin, f"{field}_file"):
-            text = _read_secret(file, f"{field}_file")
+            text = read_secret(file, f"{field}_file")
             fresh[field] = text if field == "access_key_id" else SecretStr(text)
     return origin.model_copy(update=fresh)
 
 
 def hub_token(hub: HubSettings) -> SecretStr | None:
     """The token, out of its file as that is by now. Raises BadConfiguration when that cannot be read."""
-    return hub.token if hub.token_file is None else SecretStr(_read_secret(hub.token_file, "hf.token_file"))
+    return hub.token if hub.token_file is None else SecretStr(read_secret(hub.token_file, "hf.token_file"))
 
 
 def sign_password(environ: Mapping[str, str]) -> str | None:
@@ -230,18 +230,8 @@ def sign_password(environ: Mapping[str, str]) -> str | None:
 
 def _value_or_file(env: Mapping[str, str], variable: str) -> str | None:
     if file := env.get(f"{variable}_FILE"):
-        return _read_secret(file, f"{variable}_FILE")
+        return read_secret(file, f"{variable}_FILE")
     return env.get(variable) or None
-
-
-def _read_secret(path: str, setting: str) -> str:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read().strip()
-    except (OSError, ValueError) as error:  # a path may have characters that none can have
-        reason = error.strerror if isinstance(error, OSError) else "not text, or no path"
-        hint = "Is the Secret there and mounted, and may this user read it?"
-        raise BadConfiguration(f"{setting}: cannot read {path}: {reason}", hint=hint) from None
 
 
 def _nested(path: list[str], value: Any) -> dict[str, Any]:
