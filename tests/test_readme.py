@@ -16,6 +16,7 @@ import yaml
 
 import hotshelf.demo
 from hotshelf_daemon.config import load
+from hotshelf_daemon.origin import s3
 from tests import objects
 from tests.daemon_process import Daemon
 from tests.faults.scripted_gcs import ScriptedGcs, service_account_key
@@ -116,6 +117,7 @@ def test_no_block_of_the_readme_is_left_untested() -> None:
         "openssl",
         "verify: required",
         "mirrors:",
+        "r2.cloudflarestorage",
         "hotshelf env",
         "model_cache:",
         "import-truss",
@@ -195,6 +197,13 @@ def test_the_configuration_of_the_readme_is_accepted(tmp_path: pathlib.Path) -> 
     settings = load({"config": str(file)}, {}).settings
     assert settings.names["sdxl"].pin
     assert settings.origins["minio"].addressing_style == "path"
+
+
+def test_the_services_of_the_readme_are_accepted_and_each_bucket_is_one_s(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(block("yaml", "r2.cloudflarestorage"))
+    settings = load({"config": str(file)}, {}).settings
+    assert {s3.bucket(settings, name)[0] for name in ("mine", "weights", "models", "shared", "open")} == set(settings.origins)
 
 
 def test_the_daemon_starts_as_shown_and_config_show_explains_it(

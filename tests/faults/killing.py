@@ -34,7 +34,7 @@ from tests.waiting import wait_until
 #: What changes a disk, or tells somebody. Opening with O_CREAT is covered by what follows it.
 CALLS = (
     "fallocate", "fchmod", "fdatasync", "fsync", "ftruncate", "mkdir", "mkdirat", "pwrite64", "rename", "renameat",
-    "renameat2", "rmdir", "splice", "symlinkat", "unlink", "unlinkat", "write",
+    "renameat2", "rmdir", "splice", "symlink", "symlinkat", "unlink", "unlinkat", "write",
 )  # fmt: skip
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
