@@ -191,7 +191,7 @@ async def running(shelf: Shelf, stopping: asyncio.Event | None = None) -> AsyncI
         stack.callback(warming.cancel)
         listening = await stack.enter_async_context(_unix(calls, shelf))
         if settings.hub_mirror.token is not None and settings.page_listen:
-            served = page.application(shelf, Repositories(shelf, names, preparer))
+            served = page.application(shelf, Repositories(shelf, names, preparer, freshness))
             await stack.enter_async_context(_tcp(served, "page_listen", settings.page_listen))
         sweeping = asyncio.create_task(janitor.run(shelf, leasing, hand_ins, preparer, calls.keepers))
         stack.callback(sweeping.cancel)

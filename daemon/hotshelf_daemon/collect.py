@@ -139,7 +139,8 @@ async def finish_deletions(shelf: Shelf) -> None:
     """Unlinks what is marked, then removes the marks. The caller holds the shelf's hand."""
     marked = shelf.index.read(blobs.deleting)
     if marked:
-        await asyncio.to_thread(hub.hide, shelf.layout, marked)
+        staying = await shelf.index.look(lambda db: views.staying(shelf, db))
+        await asyncio.to_thread(hub.hide, shelf.layout, marked, staying)
         await asyncio.to_thread(files.discard, shelf.layout, marked)
         await shelf.index.write(lambda db: blobs.remove(db, marked), durable=True)
 

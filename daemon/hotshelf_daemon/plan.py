@@ -107,15 +107,17 @@ def missing(resolutions: Iterable[Resolution], held: Mapping[Digest, int]) -> li
 class HeldRef:
     """What one want of a source stands for, as rolling back sees it: the tree it names, and the one before if that is ready.
 
-    `release` and `release_before` are the published manifests that they were taken from, as far as they were published.
+    `origin` and `origin_before` are what they were taken from, a published manifest or a commit, where it was either.
+    `flipped_before` is when it came to name the tree before.
     """
 
     wish: str
     flipped_at: float
     tree: Manifest
-    release: Revision | None
+    origin: str | None
     before: Manifest | None
-    release_before: Revision | None
+    origin_before: str | None
+    flipped_before: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +133,9 @@ class WayBack:
 def way_back(refs: Sequence[HeldRef], named: str) -> WayBack | None:
     """All wants of a source to one time: that before the last change of the wish `named`, else of the one that changed last.
 
-    What was taken of the source under other patterns agrees with it when it comes of the same published manifest, else when
-    no file that both have differs. None when nothing can go back.
+    What was taken of the source under other patterns agrees with it when it comes of the same manifest or commit, or is part of
+    what goes back; else, where neither is known, when no file that both have differs: of two trees that do, the one goes back
+    that changed since. None when nothing can go back.
     """
     able = [ref for ref in refs if ref.before is not None]
     if not able:
@@ -140,17 +143,20 @@ def way_back(refs: Sequence[HeldRef], named: str) -> WayBack | None:
     lead = max(able, key=lambda ref: (ref.wish == named, ref.flipped_at, len(ref.tree)))
     assert lead.before is not None
 
-    def agrees(tree: Manifest | None, release: Revision | None) -> bool:
+    def agrees(tree: Manifest | None, origin: str | None) -> bool:
         if tree is None or lead.before is None:
             return False
-        if release is not None and lead.release_before is not None:
-            return release == lead.release_before
-        return all(tree[path].digest == lead.before[path].digest for path in tree.keys() & lead.before.keys())
+        same = all(tree[path].digest == lead.before[path].digest for path in tree.keys() & lead.before.keys())
+        if origin is not None and lead.origin_before is not None:
+            return origin == lead.origin_before or (same and tree.keys() <= lead.before.keys())
+        return same
 
     ways: dict[str, list[str]] = {"back": [], "stay": [], "lost": []}
     for ref in refs:
         if ref is not lead:
-            stays, goes = agrees(ref.tree, ref.release), agrees(ref.before, ref.release_before)
+            stays, goes = agrees(ref.tree, ref.origin), agrees(ref.before, ref.origin_before)
+            if stays and goes and None in (ref.origin, lead.origin_before):
+                stays = ref.flipped_at <= lead.flipped_before
             ways["stay" if stays else "back" if goes else "lost"].append(ref.wish)
     return WayBack(lead.wish, **{way: tuple(wishes) for way, wishes in ways.items()})
 

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from hotshelf_daemon.index import snapshots
 from hotshelf_daemon.index.snapshots import RefRow
@@ -36,6 +37,11 @@ def _shows(shelf: Shelf, ref: RefRow) -> bool:
     return ref.commit is not None or ref.wish in shelf.shown
 
 
+def staying(shelf: Shelf, db: sqlite3.Connection) -> set[tuple[str, str]]:
+    """Folder and commit of all that shows: what is about to leave is not among the refs any more."""
+    return {(entry.folder, entry.commit) for ref in snapshots.refs(db) for entry in _named(shelf, db, ref)}
+
+
 async def show(shelf: Shelf, refs: Sequence[RefRow]) -> None:
     """After these refs stand: they show, or what they stand for by now does."""
     if any(_shows(shelf, ref) for ref in refs):
@@ -57,14 +63,19 @@ async def reconcile(shelf: Shelf) -> None:
 
 
 def _of(shelf: Shelf, db: sqlite3.Connection, ref: RefRow) -> Iterator[Entry]:
+    for entry in _named(shelf, db, ref):
+        yield replace(entry, files={path: one.digest for path, one in snapshots.manifest(db, ref.revision).items()})
+
+
+def _named(shelf: Shelf, db: sqlite3.Connection, ref: RefRow) -> Iterator[Entry]:
+    """Its entries, without their files."""
     if not _shows(shelf, ref) or not _is_served(shelf, db, ref):
         return
-    files = {path: entry.digest for path, entry in snapshots.manifest(db, ref.revision).items()}
     for name in shelf.shown.get(ref.wish, ()):
-        yield Entry(ORGANISATION, name, ref.revision.hex[:40], files)
+        yield Entry(ORGANISATION, name, ref.revision.hex[:40], {})
     if ref.commit is not None:
         source = Source.parse(ref.source)
-        yield Entry(source.authority, source.path, ref.commit, files, None if source.is_fixed else source.ref or "main")
+        yield Entry(source.authority, source.path, ref.commit, {}, None if source.is_fixed else source.ref or "main")
 
 
 def _places(shelf: Shelf, db: sqlite3.Connection, ref: RefRow) -> Iterator[Place]:

@@ -156,7 +156,8 @@ def test_who_waits_for_a_file_hears_that_it_is_on_its_way(hub: Hub, start: Start
     host, _, port = daemon.settings["page_listen"].rpartition(":")
     with socket.create_connection((host, int(port)), timeout=30) as wire:
         wire.sendall(
-            f"GET /{REPO}/resolve/main/{UNET} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
+            f"GET /{REPO}/resolve/main/{UNET} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: hf_hub\r\n"
+            f"Authorization: Bearer {TOKEN}\r\n\r\n".encode()
         )
         interim = b"HTTP/1.1 100 Continue\r\n\r\n"
         assert wire.recv(len(interim), socket.MSG_WAITALL) == interim
@@ -164,6 +165,57 @@ def test_who_waits_for_a_file_hears_that_it_is_on_its_way(hub: Hub, start: Start
         answer = http.client.HTTPResponse(wire)
         answer.begin()  # which passes over any more of them
         assert (answer.status, answer.read()) == (200, TREE[UNET])
+
+
+def test_a_client_that_breaks_off_at_interim_answers_gets_none(hub: Hub, start: Start) -> None:
+    daemon, held = start(), threading.Event()
+    hub.misdeed(lambda _ask, _reply: held.wait(5) and None, server="cdn")
+    host, _, port = daemon.settings["page_listen"].rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as wire:
+        wire.sendall(
+            f"GET /{REPO}/resolve/main/{UNET} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: node\r\n"
+            f"Authorization: Bearer {TOKEN}\r\n\r\n".encode()
+        )
+        assert wire.recv(12, socket.MSG_WAITALL) == b"HTTP/1.1 200"
+
+
+def test_bytes_that_policy_refused_are_not_served_the_second_time_either(hub: Hub, start: Start) -> None:
+    hub.push(REPO, {**TREE, "text_encoder/config.json": b'{"auto_map": {"AutoModel": "evil.Model"}}'})
+    daemon = start()
+    for _ in range(2):
+        assert asked(daemon, f"/{REPO}/resolve/main/text_encoder/config.json")[0] == 403
+    assert asked(daemon, f"/{REPO}/resolve/main/vae/config.json")[2] == TREE["vae/config.json"]
+
+
+def test_what_was_not_held_while_the_hub_was_away_is_there_when_it_is_back(hub: Hub, start: Start) -> None:
+    daemon, commit = start(), hub.repos[REPO].refs["main"]
+    assert asked(daemon, f"/{REPO}/resolve/main/vae/config.json")[0] == 200
+    with hub.down():
+        daemon.restart()
+        listed = json.loads(asked(daemon, f"/api/models/{REPO}/revision/{commit}")[2])
+        assert {one["rfilename"] for one in listed["siblings"]} == set(TREE)
+        assert asked(daemon, f"/{REPO}/resolve/{commit}/vae/config.json")[2] == TREE["vae/config.json"]
+        assert asked(daemon, f"/{REPO}/resolve/{commit}/{UNET}")[0] == 503
+    assert asked(daemon, f"/{REPO}/resolve/{commit}/{UNET}")[2] == TREE[UNET]
+
+
+def test_what_the_mirror_fetches_moves_no_branch_of_the_view(hub: Hub, start: Start) -> None:
+    daemon, first = start(), hub.repos[REPO].refs["main"]
+    daemon.acquire("hf://org/name")
+    later = hub.push(REPO, objects.model("later"))
+    assert asked(daemon, f"/{REPO}/resolve/{later}/vae/config.json")[0] == 200
+    assert (daemon.store / "hub" / "models--org--name" / "refs" / "main").read_text() == first
+
+
+def test_a_configured_name_that_was_evicted_is_brought_again_and_its_name_told_to_nobody(
+    hub: Hub, start: Start, seaweedfs: SeaweedFS, put: Put
+) -> None:
+    tree = objects.model("bucket")
+    daemon = start(origins={"weed": seaweedfs.settings(BUCKET)}, models={"secret": {"source": put(objects.published(tree))}})
+    for _ in range(2):
+        assert asked(daemon, "/shelf/secret/resolve/main/vae/config.json")[2] == tree["vae/config.json"]
+        daemon.call("DELETE", f"/v1/snapshots/{objects.manifest_of(tree).revision}")
+    assert hub.asked == []
 
 
 def test_head_tells_all_and_fetches_nothing(hub: Hub, start: Start) -> None:

@@ -301,6 +301,27 @@ def test_a_configured_repository_is_pinned_unless_it_is_not_to_be(of_hub: Any) -
     assert names_in(daemon, "hub") == []
 
 
+def test_evicting_one_selection_of_a_commit_leaves_the_others_of_it_shown(of_hub: Any, hub: Hub) -> None:
+    daemon = of_hub(models={"m": {"source": "hf://org/name", "allow_patterns": ["*.json"]}})
+    granted(daemon.acquire("m"))
+    lease = granted(daemon.acquire("hf://org/name", allow_patterns=["*.safetensors"]))
+    daemon.call("DELETE", f"/v1/leases/{lease['id']}")
+    granted(daemon.call("DELETE", f"/v1/snapshots/{lease['revision']}"))
+    repository = daemon.store / "hub" / "models--org--name"
+    commit = (repository / "refs" / "main").read_text()
+    assert objects.read(repository / "snapshots" / commit) == {p: data for p, data in TREE.items() if p.endswith(".json")}
+
+
+def test_a_repository_that_was_rolled_back_stays_there_under_other_selections_too(of_hub: Any, hub: Hub) -> None:
+    daemon = of_hub()
+    first = granted(daemon.acquire("hf://org/name"))
+    hub.push("org/name", objects.model("later"))
+    granted(daemon.call("POST", "/v1/refresh", {"source": "hf://org/name"}))
+    assert granted(daemon.call("POST", "/v1/rollback", {"source": "hf://org/name"}))["revision"] == first["revision"]
+    lease = granted(daemon.acquire("hf://org/name", allow_patterns=["unet/*"]))
+    assert objects.read(daemon.store / lease["path"]) == {p: data for p, data in TREE.items() if p.startswith("unet/")}
+
+
 def test_the_commit_of_a_lost_index_is_known_again(of_hub: Any, hub: Hub) -> None:
     daemon = of_hub()
     granted(daemon.acquire("hf://org/name"))

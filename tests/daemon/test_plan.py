@@ -300,8 +300,7 @@ def ref(
     releases: tuple[str | None, str | None] = (None, None),
 ) -> HeldRef:
     """`releases` are of what it is now and was before."""
-    release, release_before = (None if name is None else Revision.of(name.encode()) for name in releases)
-    return HeldRef(wish, at, now, release, before, release_before)
+    return HeldRef(wish, at, now, releases[0], before, releases[1])
 
 
 OLD, NEW = tree(unet="old", vae="same"), tree(unet="new", vae="same")
@@ -333,6 +332,22 @@ def test_what_shares_no_other_file_stays_and_what_does_goes_back_or_is_forgotten
     assert way_back(refs, "lead") == WayBack(
         "lead", back=("part",), stay=("unchanged", "unused since", "elsewhere"), lost=("new", "skipped one")
     )
+
+
+def test_of_two_that_agree_the_one_goes_back_that_changed_since() -> None:
+    def at(wish: str, now: Manifest, before: Manifest, changed: float) -> HeldRef:
+        return HeldRef(wish, changed, now, None, before, None, flipped_before=1.0)
+
+    configs = at("configs", tree(config="new"), tree(config="old"), 2.0)
+    earlier = at("earlier", tree(notes="now"), tree(notes="then"), 1.0)
+    assert way_back([at("lead", NEW, OLD, 2.0), configs, earlier], "lead") == WayBack(
+        "lead", back=("configs",), stay=("earlier",)
+    )
+
+
+def test_what_is_part_of_what_goes_back_stays_whatever_published_it() -> None:
+    refs = [ref("lead", NEW, OLD, releases=("three", "two")), ref("part", tree(vae="same"), releases=("one", None))]
+    assert way_back(refs, "lead") == WayBack("lead", stay=("part",))
 
 
 def test_published_manifests_say_it_without_looking_at_files() -> None:

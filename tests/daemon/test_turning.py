@@ -276,6 +276,25 @@ def test_a_frozen_name_flips_when_it_is_refreshed_and_not_before(
     assert shown["freshness"] == "frozen"
 
 
+def test_a_frozen_name_that_was_damaged_is_healed_with_what_it_was(
+    make_daemon: MakeDaemon, seaweedfs: SeaweedFS, bucket: str, put: Put
+) -> None:
+    old, new = objects.model("frozen"), objects.model("thawed")
+    source = put(objects.published(old))
+    origins, models = {"weed": seaweedfs.settings(bucket)}, {"sdxl": {"source": source, "freeze": True}}
+    daemon = make_daemon("frozen", origins=origins, models=models)
+    assert acquired(daemon, "sdxl") == old
+    put(objects.published(new))
+    digest = objects.manifest_of(old)["unet/config.json"].digest
+    path = daemon.store / "blobs" / "sha256" / digest.hex[:2] / digest.hex
+    path.chmod(0o640)
+    path.write_bytes(b"x" * path.stat().st_size)
+    assert granted(daemon.call("POST", "/v1/verify"))["wrong"] == [digest]
+    assert acquired(daemon, "sdxl") == old
+    granted(refresh(daemon, "sdxl"))
+    assert acquired(daemon, "sdxl") == new
+
+
 # ---- rollback
 
 

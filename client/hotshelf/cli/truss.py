@@ -60,7 +60,9 @@ def _data_dir(truss: Mapping[str, Any]) -> str:
 
 def _files(cache: ModelCache, folder: str) -> dict[str, str]:
     """The credential files that are there, by the kind of source that they are for."""
-    secrets = [f"{where}/{one.token_secret}" for one in cache.entries if one.source.kind == "hf" for where in SECRETS]
+    tokens = [one.token_secret for one in cache.entries if one.source.kind == "hf"]
+    names = [name for token in tokens for name in (token, token.replace("_", "-"))]  # Truss's image builder has hyphens
+    secrets = [f"{where}/{name}" for name in names for where in (*SECRETS, folder)]
     choices = {"s3": [f"{folder}/{S3_FILE}"], "gs": [f"{folder}/{GCS_FILE}"], "hf": secrets}
     kinds = {one.source.kind for one in cache.entries}
     found = {kind: next(filter(os.path.isfile, paths), None) for kind, paths in choices.items() if kind in kinds}

@@ -21,7 +21,7 @@ def freshness(ref: RefRow, want: Want | None, *, rolled_back: bool, revalidate_s
     """A word. `want` is None for a ref that nobody's wish leads to any more; `now` in seconds since the epoch."""
     if rolled_back:
         return "rolled_back"
-    if want is not None and (want.source.pinned is not None or want.source.kind in KEYED):
+    if want is not None and (want.source.is_fixed or want.source.kind in KEYED):
         return "immutable"
     if want is not None and want.frozen:
         return "frozen"

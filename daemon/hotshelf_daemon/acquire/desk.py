@@ -184,8 +184,8 @@ class Desk:
             idle = [resolution for resolution in resolutions.values() if self._preparer.is_alone(resolution)]
             await asyncio.shield(asyncio.create_task(self._leasing.give_up(rows, idle)))
             raise
-        for want in cold:
-            self._freshness.fetched(want)
+        for want, ref in zip(wants, refs, strict=True):
+            (self._freshness.fetched if ref is None else self._freshness.hit)(want)
         gauge.enter("ready")
         return self._leasing.answers(opened, settled, gauge.seconds)
 

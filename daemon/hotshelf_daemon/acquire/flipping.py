@@ -70,10 +70,10 @@ def ref_of(
     return replace(ref, previous=before.revision, before=replace(before.alone, checked_at=0.0))
 
 
-def gone(want: Want, rollback: RollbackRow) -> NotFound:
+def gone(want: Want, rollback: RollbackRow, why: str) -> NotFound:
     """A source stays where it was rolled back to, also when that cannot be had: never what its origin has now instead."""
-    lost = rollback.release or rollback.revision
+    lost = rollback.release or rollback.commit or rollback.revision
     return NotFound(
-        f"{want.source} has been rolled back to {lost}, whose files are not held and cannot be had from its origin",
+        f"{want.source} has {why} to {lost}, whose files are not held and cannot be had from its origin",
         hint=f"`hotshelf refresh {want.source}` takes what the origin has now; or publish that revision there again.",
     )

@@ -8,6 +8,7 @@ fetched as prefetch and without evicting anything for itself; then the ref flips
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -38,6 +39,8 @@ class Freshness:
         self._used: dict[str, float] = {}
         self._next: dict[str, asyncio.TimerHandle] = {}
         self._looking: set[str] = set()
+        #: Wants whose last look failed, and of what.
+        self._failing: dict[str, str] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def hit(self, want: Want) -> None:
@@ -110,8 +113,9 @@ class Freshness:
         ref = read(lambda db: snapshots.ref(db, key))
         if ref is None:
             return False
-        if ref.listing == resolution.id:
-            await self._shelf.index.write(lambda db: snapshots.mark_checked(db, key))
+        is_whole = read(lambda db: snapshots.is_ready(db, ref.revision)) and self._preparer.accepts(want, ref)
+        if ref.listing == resolution.id and is_whole:
+            await self._shelf.index.write(lambda db: snapshots.mark_checked(db, key, resolution.release))
             return False
         return await self._bring(want, resolution)
 
@@ -139,10 +143,14 @@ class Freshness:
         except HotshelfError as error:
             # Nobody waits for this: what is held is served on, and the next look tries again.
             log.warning("background fetch failed", extra={"source": str(want.source), "code": error.code, "why": error.message})
-            detail = f"{error.code}: {error.message}"
-            await self._shelf.index.write(lambda db: journal.event(db, "background_failed", str(want.source), detail))
+            if self._failing.get(want.key) != error.code:  # once: it may be so for days
+                self._failing[want.key] = error.code
+                detail = f"{error.code}: {error.message}"
+                with contextlib.suppress(HotshelfError):  # the disk may be what failed
+                    await self._shelf.index.write(lambda db: journal.event(db, "background_failed", str(want.source), detail))
             return False
         else:
+            self._failing.pop(want.key, None)
             return True
         finally:
             self._looking.discard(want.key)

@@ -70,18 +70,27 @@ class Preparer:
             raise absent(name_of(want))  # what is not on this shelf is nowhere
         rollback = self._shelf.index.read(lambda db: rollbacks.find(db, str(want.source)))
         if rollback is None:
-            return await self._ask(want)
+            frozen = self._frozen_at(want)
+            return await (self._ask(want) if frozen is None else self._ask_for(want, frozen, "been frozen"))
         return replace(await self._ask_for(want, rollback), rolled_back_at=rollback.at)
 
-    async def _ask_for(self, want: Want, rollback: RollbackRow) -> Resolution:
+    def _frozen_at(self, want: Want) -> RollbackRow | None:
+        """What a frozen name is to stay at though its files were lost: a rollback to where it is."""
+        if not want.frozen or want.source.is_fixed:
+            return None
+        if (ref := self._shelf.index.read(lambda db: snapshots.ref(db, want.key))) is None:
+            return None
+        return RollbackRow(str(want.source), want.key, ref.revision, ref.release, ref.flipped_at, 0, ref.commit)
+
+    async def _ask_for(self, want: Want, rollback: RollbackRow, why: str = "been rolled back") -> Resolution:
         """What a source that was rolled back is to stay at. Raises NotFound when its origin does not have that."""
         try:
-            found = await self._ask(want, release=rollback.release)
+            found = await self._ask(want, release=rollback.release, commit=rollback.commit)
         except NotFound as error:
-            raise flipping.gone(want, rollback) from error
+            raise flipping.gone(want, rollback, why) from error
         ref = self._shelf.index.read(lambda db: snapshots.ref(db, want.key))
-        if rollback.release is None and (ref is None or ref.listing != found.id):
-            raise flipping.gone(want, rollback)  # never published: only the very objects that the ref was taken from will do
+        if rollback.release is None and rollback.commit is None and (ref is None or ref.listing != found.id):
+            raise flipping.gone(want, rollback, why)  # never published: only the very objects that it was taken from will do
         return found
 
     async def resolve_anew(self, want: Want) -> Resolution:
@@ -90,11 +99,13 @@ class Preparer:
         resolution = await self._resolving.join((want.key, at, "now"), lambda: self._ask(want))
         return resolution if at is None else replace(resolution, rolled_back_at=at, flips=False)
 
-    async def _ask(self, want: Want, *, release: Revision | None = None) -> Resolution:
-        """What its origin has now, or that published revision. Raises NotFound when it has not."""
+    async def _ask(self, want: Want, *, release: Revision | None = None, commit: str | None = None) -> Resolution:
+        """What its origin has now, or that published revision or commit. Raises NotFound when it has not."""
         in_thread, trusted = asyncio.get_running_loop().run_in_executor, self._shelf.keyring.required(want.source)
         origin = await asyncio.to_thread(self._directory.origin_of, want.source)
         pinned = want if release is None else replace(want, source=want.source.pin(release))
+        if commit is not None:
+            pinned = replace(want, source=replace(want.source, ref=commit))
         found = await in_thread(self._threads, resolve.find, origin, pinned)
         if release is not None and found.revision != release:
             raise NotFound(f"{release} is not published at {want.source}")

@@ -1,26 +1,26 @@
 """Repositories as clients of the Hugging Face Hub know them, and single files of them onto the shelf: what the mirror serves.
 
-A file comes with whatever else is small at that commit, so that a repository is a few snapshots and not one for each file.
-With the hub away, what is held of a commit is all there is of it.
+A file comes with others that are small, so that a repository is a few snapshots and not one for each file. What a commit
+holds is remembered: with the hub away it is told, and what is held of it is served.
 """
 
 from __future__ import annotations
 
 import asyncio
 import glob
-import sqlite3
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from hotshelf_daemon.acquire.bringing import bring
+from hotshelf_daemon.acquire.freshness import Freshness
 from hotshelf_daemon.acquire.gauge import Gauge
 from hotshelf_daemon.acquire.names import Names, Want
 from hotshelf_daemon.acquire.prepare import Preparer
 from hotshelf_daemon.flights import Flights
-from hotshelf_daemon.index import blobs, snapshots
-from hotshelf_daemon.index.snapshots import RefRow
+from hotshelf_daemon.index import commits, snapshots
 from hotshelf_daemon.origin import Changed
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.views import ORGANISATION
@@ -30,16 +30,16 @@ from hotshelf_shared.patterns import Patterns
 from hotshelf_shared.source import Source, is_commit
 from hotshelf_shared.wire import Wish
 
-#: Files up to this size come together, unless there are more of them than so many.
+#: Files up to this size come together, so many at a time.
 SMALL_BYTES = 256 << 10
-MOST_TOGETHER = 200
-#: Repositories that are remembered.
-KNOWN = 256
+TOGETHER = 200
+#: Files of repositories that are remembered, of all together.
+KNOWN_FILES = 200_000
 
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """`version` is what the hub calls its content: the sha256 of weights, git's name of all else; ours when it is away."""
+    """`version` is what the hub calls its content: the sha256 of weights, git's name of all else."""
 
     size: int
     version: str
@@ -56,54 +56,67 @@ class Repository:
     files: Mapping[str, HubFile]
     skipped: Mapping[str, str] = field(default_factory=dict)
 
+    def to_json(self) -> dict[str, Any]:
+        files = {path: [file.size, file.version, file.digest] for path, file in self.files.items()}
+        return {"files": files, "skipped": dict(self.skipped)}
+
+    @classmethod
+    def parse(cls, organisation: str, name: str, commit: str, body: dict[str, Any]) -> Repository:
+        files = {
+            path: HubFile(size, version, Digest(digest) if digest else None)
+            for path, (size, version, digest) in body["files"].items()
+        }
+        return cls(organisation, name, commit, files, body["skipped"])
+
 
 class Repositories:
-    def __init__(self, shelf: Shelf, names: Names, preparer: Preparer) -> None:
-        self._shelf, self._names, self._preparer = shelf, names, preparer
+    def __init__(self, shelf: Shelf, names: Names, preparer: Preparer, freshness: Freshness) -> None:
+        self._shelf, self._names, self._preparer, self._freshness = shelf, names, preparer, freshness
         self._known = OrderedDict[tuple[str, str, str], tuple[float, Repository]]()
         self._bringing: Flights[None] = Flights()
 
     async def at(self, organisation: str, name: str, revision: str) -> Repository:
-        """Raises NotFound, and what the origin does unless some of it is held."""
+        """Raises NotFound, and what the origin does unless it is remembered."""
+        if organisation == ORGANISATION:
+            return await self._of_ours(name, revision)
         key = (organisation, name, revision)
         if (known := self._known.get(key)) is not None:
             at, repository = known
             if is_commit(revision) or time.monotonic() - at < self._shelf.settings.revalidate_s:
                 return repository
-        found = await (self._of_ours(name, revision) if organisation == ORGANISATION else self._of_hub(*key))
-        self._known[key] = (time.monotonic(), found)
-        self._known.move_to_end(key)
-        while len(self._known) > KNOWN:
-            self._known.popitem(last=False)
-        return found
-
-    async def blob(self, repository: Repository, path: str) -> Digest:
-        """The content of a file, held. Raises NotFound, UnsafeContent, and what an acquire does."""
-        if (file := repository.files.get(path)) is None:
-            if path in repository.skipped:
-                raise UnsafeContent(f"{path} is not served: {repository.skipped[path]}", hint="Convert it to safetensors.")
-            raise NotFound(f"{repository.organisation}/{repository.name} has no {path} at {repository.commit}")
-        if (held := self._held(repository, path, file)) is not None:
-            return held
-        for want in self._wants_of(repository, path):
-            await self._bringing.join(want.key, lambda: self._bring(want))  # noqa: B023
-            if (held := self._held(repository, path, file)) is not None:
-                return held
-        raise UnsafeContent(f"{path} is not served: its bytes would execute", hint="Convert it to safetensors.")
-
-    # ---- what there is
-
-    async def _of_hub(self, organisation: str, name: str, revision: str) -> Repository:
-        want = self._want(_source(organisation, name, revision), Patterns())
+        want = self._names.want(Wish(_source(*key)))
         try:
             resolution = await self._preparer.resolve(want)
         except OriginUnavailable:
-            if (held := await self._shelf.index.look(lambda db: _held_of(db, organisation, name, revision))) is None:
+            found = await self._shelf.index.look(lambda db: commits.find(db, f"{organisation}/{name}", revision))
+            if found is None:
                 raise
-            return held
+            return Repository.parse(organisation, name, *found)  # not for long: the hub may be back by the next question
         files = {file.path: HubFile(file.object.size, file.object.version, file.digest) for file in resolution.files}
         skipped = {skip.path: skip.reason for skip in resolution.skipped}
-        return Repository(organisation, name, str(resolution.commit), files, skipped)
+        repository = Repository(organisation, name, str(resolution.commit), files, skipped)
+        await self._remember(key, repository)
+        return repository
+
+    async def blob(self, repository: Repository, path: str) -> Digest:
+        """The content of a file, held. Raises NotFound, UnsafeContent, and what an acquire does."""
+        if path in repository.skipped:
+            raise UnsafeContent(f"{path} is not served: {repository.skipped[path]}", hint="Convert it to safetensors.")
+        if path not in repository.files:
+            raise NotFound(f"{repository.organisation}/{repository.name} has no {path} at {repository.commit}")
+        for want in self._wants_of(repository, path):
+            if (held := await self._held(repository, path)) is not None:
+                return held
+            try:
+                await self._bringing.join(want.key, lambda: self._bring(want))  # noqa: B023
+            except UnsafeContent:
+                if want.patterns.allow == (glob.escape(path),):
+                    raise  # else something else was to come with it
+        if (held := await self._held(repository, path)) is not None:
+            return held
+        raise UnsafeContent(f"{path} is not served: its bytes would execute", hint="Convert it to safetensors.")
+
+    # ---- what there is
 
     async def _of_ours(self, name: str, revision: str) -> Repository:
         """A configured name, all of it: its commit is what its bytes are, which is known when they are here."""
@@ -112,36 +125,49 @@ class Repositories:
         if ref is None or not self._preparer.accepts(want, ref):
             await self._bringing.join(want.key, lambda: self._bring(want))
             ref = self._shelf.index.read(lambda db: snapshots.ready_ref(db, want.key))
+        self._freshness.hit(want)
         if ref is None or revision not in ("main", ref.revision.hex[:40]):
-            raise NotFound(f"{ORGANISATION}/{name} is not held at {revision}", hint="Ask for main.")
+            raise NotFound(f"{ORGANISATION}/{name} has no revision {revision} here", hint="Ask for main.")
         found = ref
         tree = await self._shelf.index.look(lambda db: snapshots.manifest(db, found.revision))
         files = {path: HubFile(entry.size, entry.digest.hex, entry.digest) for path, entry in tree.items()}
         return Repository(ORGANISATION, name, found.revision.hex[:40], files)
 
+    async def _remember(self, key: tuple[str, str, str], repository: Repository) -> None:
+        body, revisions = repository.to_json(), {key[2], repository.commit}
+
+        def note(db: Any) -> None:
+            for revision in revisions:
+                commits.put(db, f"{key[0]}/{key[1]}", revision, repository.commit, body)
+
+        await self._shelf.index.write(note)
+        self._known[key] = (time.monotonic(), repository)
+        self._known.move_to_end(key)
+        while len(self._known) > 1 and sum(len(one.files) for _, one in self._known.values()) > KNOWN_FILES:
+            self._known.popitem(last=False)
+
     # ---- what is held of it
 
-    def _held(self, repository: Repository, path: str, file: HubFile) -> Digest | None:
-        """By its digest where the hub tells it, else by what was learnt of that path at that commit."""
-
-        def look(db: sqlite3.Connection) -> Digest | None:
-            digest = file.digest or _learnt(db, repository, path)
-            return digest if digest is not None and blobs.sizes(db, [digest]) and not blobs.unsafe(db).get(digest) else None
-
-        return self._shelf.index.read(look)
+    async def _held(self, repository: Repository, path: str) -> Digest | None:
+        """As a snapshot has it, which policy has looked at; and somebody uses that now."""
+        if repository.organisation == ORGANISATION:
+            return repository.files[path].digest
+        source = str(_source(repository.organisation, repository.name, "main"))
+        found = self._shelf.index.read(lambda db: commits.held(db, source, repository.commit, path))
+        if found is None:
+            return None
+        digest, revision = found
+        await self._shelf.index.write_brief(lambda db: snapshots.freshen(db, revision))
+        return digest
 
     def _wants_of(self, repository: Repository, path: str) -> Iterator[Want]:
-        """By the branch through which its commit was found, so that it is known again with the hub away; else by the commit."""
-        small = [other for other, file in repository.files.items() if file.size <= SMALL_BYTES]
-        together = sorted(small) if path in small and len(small) <= MOST_TOGETHER else [path]
-        patterns = Patterns(allow=tuple(map(glob.escape, together)))
-        whose = (repository.organisation, repository.name)
-        branches = [key[2] for key, (_, one) in self._known.items() if key[:2] == whose and one.commit == repository.commit]
-        for revision in (*(branch for branch in branches if not is_commit(branch)), repository.commit):
-            yield self._want(_source(*whose, revision), patterns)
-
-    def _want(self, source: Source, patterns: Patterns) -> Want:
-        return self._names.want(Wish(source, patterns))
+        """With others that are small; then alone."""
+        source = _source(repository.organisation, repository.name, repository.commit)
+        small = sorted(other for other, file in repository.files.items() if file.size <= SMALL_BYTES)
+        if path in small:
+            begin = small.index(path) // TOGETHER * TOGETHER
+            yield self._names.want(Wish(source, Patterns(allow=tuple(map(glob.escape, small[begin : begin + TOGETHER])))))
+        yield self._names.want(Wish(source, Patterns(allow=(glob.escape(path),))))
 
     async def _bring(self, want: Want) -> None:
         for last in (False, True):
@@ -161,31 +187,3 @@ def _source(organisation: str, name: str, revision: str) -> Source:
         return Source.parse(f"hf://{organisation}/{name}" + ("" if revision == "main" else f"@{revision}"))
     except InvalidRequest as error:
         raise NotFound(f"there is no repository {organisation}/{name} at {revision}: {error.message}") from error
-
-
-def _held_of(db: sqlite3.Connection, organisation: str, name: str, revision: str) -> Repository | None:
-    """All that is held of the commit that `revision` was when it was last asked about."""
-    commit: str | None = revision
-    if not is_commit(revision):
-        branch = str(_source(organisation, name, revision))
-        commit = next((ref.commit for ref in snapshots.refs(db, branch)), None)
-    files = {
-        path: HubFile(entry.size, entry.digest.hex, entry.digest)
-        for ref in _ready_at(db, organisation, name, commit or "")
-        for path, entry in snapshots.manifest(db, ref.revision).items()
-    }
-    return Repository(organisation, name, commit, files) if commit is not None and files else None
-
-
-def _learnt(db: sqlite3.Connection, repository: Repository, path: str) -> Digest | None:
-    for ref in _ready_at(db, repository.organisation, repository.name, repository.commit):
-        if (entry := snapshots.manifest(db, ref.revision).get(path)) is not None:
-            return entry.digest
-    return None
-
-
-def _ready_at(db: sqlite3.Connection, organisation: str, name: str, commit: str) -> list[RefRow]:
-    """Whatever selections of that commit are held."""
-    repository = str(_source(organisation, name, "main"))
-    refs = (ref for ref in snapshots.at_commit(db, commit) if ref.source.partition("@")[0] == repository)
-    return [ref for ref in refs if snapshots.is_ready(db, ref.revision)]

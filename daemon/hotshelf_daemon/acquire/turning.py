@@ -112,7 +112,7 @@ class Turning:
             with contextlib.suppress(HotshelfError):  # the next start does it too, unless what the row is of is evicted before
                 await asyncio.to_thread(undo)
             raise
-        await views.show(self._shelf, turn.turned)
+        await (views.reconcile(self._shelf) if turn.lost else views.show(self._shelf, turn.turned))
         log.info(
             "rolled back", extra={"source": row.source, "revision": lead.revision, "before": lead.previous, "uid": row.uid}
         )
@@ -124,7 +124,7 @@ def _decide(db: sqlite3.Connection, want: Want, *, uid: int, now: float) -> Turn
     if way is None:
         raise _nothing_before(want, list(refs.values()))
     turned = tuple(refs[wish].turned_back(now) for wish in (way.lead, *way.back))
-    row = RollbackRow(str(want.source), way.lead, turned[0].revision, turned[0].release, now, uid)
+    row = RollbackRow(str(want.source), way.lead, turned[0].revision, turned[0].release, now, uid, turned[0].commit)
     return Turn(row, turned, _these(refs, way.stay), _these(refs, way.lost))
 
 
@@ -138,9 +138,10 @@ def _held(db: sqlite3.Connection, ref: RefRow) -> HeldRef:
         wish=ref.wish,
         flipped_at=ref.flipped_at,
         tree=snapshots.manifest(db, ref.revision),
-        release=ref.release,
+        origin=ref.release or ref.commit,
         before=snapshots.manifest(db, ref.previous) if ready and ref.previous is not None else None,
-        release_before=ref.before.release if ref.before is not None else None,
+        origin_before=(ref.before.release or ref.before.commit) if ref.before is not None else None,
+        flipped_before=ref.before.flipped_at if ref.before is not None else 0.0,
     )
 
 

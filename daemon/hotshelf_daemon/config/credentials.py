@@ -36,7 +36,7 @@ def s3_credentials(path: str, setting: str) -> dict[str, str]:
     body, found = _json_object(path, setting), {}
     for field, ours in FIELDS.items():
         value = body.get(field)
-        if value is None and field in _MAY_BE_MISSING:
+        if not value and field in _MAY_BE_MISSING:
             continue
         if field not in body:
             raise BadConfiguration(f"{setting}: {path} has no {field}", hint=_HINT)

@@ -268,8 +268,14 @@ ALTER TABLE refs ADD COLUMN commit_id TEXT;
 
 CREATE INDEX refs_by_commit ON refs (commit_id);
 
+CREATE TABLE commits (
+    repository TEXT NOT NULL, revision TEXT NOT NULL, commit_id TEXT NOT NULL, files TEXT NOT NULL, seen_at REAL NOT NULL,
+    PRIMARY KEY (repository, revision)
+) WITHOUT ROWID;
+
 CREATE TABLE rollbacks (
-    source TEXT PRIMARY KEY, wish TEXT NOT NULL, revision TEXT NOT NULL, release TEXT, at REAL NOT NULL, uid INTEGER NOT NULL
+    source TEXT PRIMARY KEY, wish TEXT NOT NULL, revision TEXT NOT NULL, release TEXT, at REAL NOT NULL, uid INTEGER NOT NULL,
+    commit_id TEXT
 ) WITHOUT ROWID;
 
 DROP VIEW v_refs;

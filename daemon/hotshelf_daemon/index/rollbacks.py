@@ -13,7 +13,7 @@ from hotshelf_shared.digest import Revision
 class RollbackRow:
     """`source` stays at `revision`, its ref `wish`'s, whatever its origin has; its other wants at what agrees with that.
 
-    `release` is the published manifest which has all of its files; None when it was not published: then what is held is all
+    `release` is the published manifest which has all of its files, `commit` the hub's. None of both: then what is held is all
     there is.
     """
 
@@ -23,6 +23,7 @@ class RollbackRow:
     release: Revision | None
     at: float
     uid: int
+    commit: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -32,6 +33,7 @@ class RollbackRow:
             "release": self.release,
             "at": self.at,
             "uid": self.uid,
+            "commit": self.commit,
         }
 
     @classmethod
@@ -45,10 +47,11 @@ class RollbackRow:
             release=None if release is None else Revision.parse(release),
             at=float(body["at"]),
             uid=int(body["uid"]),
+            commit=str(commit) if (commit := body.get("commit")) else None,
         )
 
 
-_ROW = "source, wish, revision, release, at, uid"
+_ROW = "source, wish, revision, release, at, uid, commit_id"
 
 
 def find(db: sqlite3.Connection, source: str) -> RollbackRow | None:
@@ -67,8 +70,8 @@ def everything(db: sqlite3.Connection) -> list[RollbackRow]:
 
 
 def put(db: sqlite3.Connection, row: RollbackRow) -> None:
-    values = (row.source, row.wish, row.revision, row.release, row.at, row.uid)
-    db.execute(f"INSERT OR REPLACE INTO rollbacks ({_ROW}) VALUES (?, ?, ?, ?, ?, ?)", values)
+    values = (row.source, row.wish, row.revision, row.release, row.at, row.uid, row.commit)
+    db.execute(f"INSERT OR REPLACE INTO rollbacks ({_ROW}) VALUES (?, ?, ?, ?, ?, ?, ?)", values)
 
 
 def drop(db: sqlite3.Connection, source: str) -> None:
@@ -76,5 +79,5 @@ def drop(db: sqlite3.Connection, source: str) -> None:
 
 
 def _row(row: Any) -> RollbackRow:
-    source, wish, revision, release, at, uid = row
-    return RollbackRow(source, wish, Revision(revision), Revision(release) if release else None, at, uid)
+    source, wish, revision, release, at, uid, commit = row
+    return RollbackRow(source, wish, Revision(revision), Revision(release) if release else None, at, uid, commit)

@@ -155,10 +155,6 @@ def refs(db: sqlite3.Connection, source: str | None = None) -> list[RefRow]:
     return [_ref(row) for row in db.execute(f"SELECT {_REF} FROM refs {where} ORDER BY flipped_at DESC", values)]
 
 
-def at_commit(db: sqlite3.Connection, commit: str) -> list[RefRow]:
-    return [_ref(row) for row in db.execute(f"SELECT {_REF} FROM refs WHERE commit_id = ?", (commit,))]
-
-
 def flip(db: sqlite3.Connection, row: RefRow) -> None:
     body = row.to_json()
     db.execute(
@@ -183,8 +179,9 @@ def flip(db: sqlite3.Connection, row: RefRow) -> None:
     )
 
 
-def mark_checked(db: sqlite3.Connection, wish: str) -> None:
-    db.execute("UPDATE refs SET checked_at = ? WHERE wish = ?", (time.time(), wish))
+def mark_checked(db: sqlite3.Connection, wish: str, release: Revision | None = None) -> None:
+    """Nothing of it has changed, though another `release` may have it by now."""
+    db.execute("UPDATE refs SET checked_at = ?, release = coalesce(?, release) WHERE wish = ?", (time.time(), release, wish))
 
 
 def drop_refs_to(db: sqlite3.Connection, revision: Revision) -> list[str]:

@@ -11,7 +11,7 @@ import hashlib
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -37,6 +37,8 @@ _GIT_NAME = re.compile(r"[0-9a-f]{40}\Z")
 LEAD_S = 600.0
 #: Trees of commits that are remembered: what is checked for changes is asked for its commit alone.
 TREES = 16
+#: So many files that git calls otherwise, and none that it calls so, say that these are no names of git's.
+MISNAMED = 2
 
 
 def origin_of(settings: Settings) -> HfOrigin:
@@ -80,6 +82,7 @@ class HfOrigin:
         self.label = web.label
         self._endpoint, self._web, self._has_token = endpoint, web, has_token
         self._trees = OrderedDict[str, tuple[OriginObject, ...]]()
+        self._misnamed, self._knows_git = set[str](), False
         self._lock = threading.Lock()
 
     @cached_property
@@ -118,7 +121,17 @@ class HfOrigin:
             with self._let_in(_parts(obj.key)[0]):
                 body = held.enter_context(self._web.open(self._url_of(obj.key), replace(obj, version=""), start, stop))
             whole = _GIT_NAME.match(obj.version) and (start, stop) == (0, obj.size)
-            yield _GitBody(body, obj) if whole else body
+            yield _GitBody(body, obj, self._believes) if whole else body
+
+    def _believes(self, key: str, *, is_named_so: bool) -> bool:
+        """Whether a file that git calls so, or otherwise, is what the hub has. Not all that speaks its language knows git's
+        names: who has none right, and more than one wrong, is not asked for them."""
+        with self._lock:
+            if is_named_so:
+                self._knows_git = True
+            elif not self._knows_git and len(self._misnamed) < MISNAMED:
+                self._misnamed.add(key)
+            return is_named_so or (not self._knows_git and len(self._misnamed) >= MISNAMED)
 
     def _tree(self, repo: str, commit: str) -> tuple[OriginObject, ...]:
         at = f"{repo}/{commit}"
@@ -160,8 +173,9 @@ class HfOrigin:
 class _GitBody:
     """A whole file that git keeps, held against the name that git has for it (`git hash-object`)."""
 
-    def __init__(self, body: Body, obj: OriginObject) -> None:
-        self._body, self._name, self._left = body, obj.version, obj.size
+    def __init__(self, body: Body, obj: OriginObject, believes: Callable[..., bool]) -> None:
+        self._body, self._key, self._name, self._left = body, obj.key, obj.version, obj.size
+        self._believes = believes
         self._seen = hashlib.sha1(f"blob {obj.size}\0".encode(), usedforsecurity=False)
 
     def readinto(self, buffer: memoryview, /) -> int:
@@ -169,7 +183,7 @@ class _GitBody:
         taken = self._body.readinto(buffer)
         self._seen.update(buffer[:taken])
         self._left -= taken
-        if self._left == 0 and self._seen.hexdigest() != self._name:
+        if self._left == 0 and not self._believes(self._key, is_named_so=self._seen.hexdigest() == self._name):
             raise Corrupted(f"the bytes are not git's {self._name}")
         return taken
 

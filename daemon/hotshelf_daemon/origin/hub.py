@@ -6,6 +6,7 @@ there, so that the library never sees it. Nor does it read what lies in the home
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -53,7 +54,19 @@ class _Transport(httpx2.BaseTransport):
             raise IntegrityError(f"{call.web.label} lists in circles")
         answer = call.web.answer(str(request.url), MAX_ANSWER_BYTES)
         headers = {name: answer.headers[name] for name in _PASSED_ON if name in answer.headers}
-        return httpx2.Response(answer.status, headers=headers, content=answer.body, request=request)
+        body = _completed(answer.body) if "/tree/" in request.url.path and answer.status == 200 else answer.body
+        return httpx2.Response(answer.status, headers=headers, content=body, request=request)
+
+
+def _completed(body: bytes) -> bytes:
+    """A page of a tree as the library wants it: some that speak the hub's language leave out what nobody needs."""
+    page = json.loads(body)
+    for entry in page if isinstance(page, list) else ():
+        if isinstance(entry, dict) and isinstance(lfs := entry.get("lfs"), dict):
+            entry["lfs"] = {"pointerSize": 0, "size": entry.get("size"), "oid": lfs.get("sha256"), **lfs}
+        if isinstance(entry, dict) and entry.get("type") == "file":
+            entry.setdefault("oid", "")
+    return json.dumps(page).encode()
 
 
 # The library has one client for all of a process, and no other way to give it one.

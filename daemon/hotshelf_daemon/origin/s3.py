@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MAX_LISTED = 200_000
+#: What is said of a key that another has taken the place of.
+_OTHER_KEY = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch"})
 #: Reads what S3's operations are, half a second of parsing, once for all clients.
 _LOADER = botocore.loaders.create_loader()
 
@@ -194,7 +196,7 @@ class S3Origin:
             raise
         except ClientError as error:
             # An answer to HEAD has no body that could name the reason.
-            if self._renew is None or error.response.get("Error", {}).get("Code") not in EXPIRED | {"400", "403"}:
+            if self._renew is None or error.response.get("Error", {}).get("Code") not in EXPIRED | _OTHER_KEY | {"400", "403"}:
                 raise
             with self._renewing:
                 if self._client is client:

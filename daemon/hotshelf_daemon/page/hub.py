@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import json
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -94,7 +94,10 @@ class _Mirror:
             told |= {"ETag": f'"{file.version}"', "X-Linked-Size": str(file.size), "X-Linked-ETag": f'"{file.version}"'}
             if request.method == "HEAD":
                 return web.Response(headers={**told, "Content-Length": str(file.size), "Content-Type": _BYTES})
-        digest = await _patiently(request, self._repositories.blob(repository, path))
+        try:
+            digest = await _patiently(request, self._repositories.blob(repository, path))
+        except NotFound as error:
+            return _refusal(404, "EntryNotFound", error.message, told)
         where = self._shelf.layout.path("blobs", "sha256", digest.hex[:2], digest.hex)
         response = web.FileResponse(where, headers={**told, "Content-Type": _BYTES})
         response["etag"] = told.get("ETag", "")
@@ -110,11 +113,19 @@ async def _patiently(request: web.Request, work: Coroutine[Any, Any, T]) -> T:
     task = asyncio.ensure_future(work)
     try:
         while not (await asyncio.wait([task], timeout=SAY_S))[0]:
-            if request.transport is not None:
+            if request.transport is not None and _passes_over(request):
                 request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return task.result()
     finally:
         task.cancel()
+
+
+def _passes_over(request: web.Request) -> bool:
+    """Interim answers that it did not ask for: Python's clients do, Node's break off."""
+    agent = request.headers.get("User-Agent", "").lower()
+    return request.version >= (1, 1) and any(
+        name in agent for name in ("python", "hf_hub", "transformers", "diffusers", "curl")
+    )
 
 
 _BYTES = "application/octet-stream"
@@ -145,17 +156,17 @@ def _refused(error: HotshelfError, request: web.Request) -> web.Response:
     """As the hub says it, so that its clients raise what they would there."""
     said = f"{error.message} {error.hint}".strip()
     if isinstance(error, NotFound):
-        code = "EntryNotFound" if "path" in request.match_info else "RepoNotFound"
-        return _refusal(404, "RevisionNotFound" if "revision" in error.message and code != "EntryNotFound" else code, said)
+        return _refusal(404, "RevisionNotFound" if "revision" in error.message else "RepoNotFound", said)
     if isinstance(error, AccessDenied | UnsafeContent):
         return _refusal(403, "GatedRepo" if isinstance(error, AccessDenied) else None, said)
     log.warning("the mirror could not answer", extra={"path": request.path, "code": error.code, "why": error.message})
     return _refusal(error.status, None, said)
 
 
-def _refusal(status: int, code: str | None, said: str) -> web.Response:
+def _refusal(status: int, code: str | None, said: str, told: Mapping[str, str] | None = None) -> web.Response:
     one_line = " ".join(said.split())
-    headers = {"X-Error-Message": one_line.encode("ascii", "replace").decode(), **({"X-Error-Code": code} if code else {})}
+    named = {"X-Error-Code": code} if code else {}
+    headers = {**(told or {}), "X-Error-Message": one_line.encode("ascii", "replace").decode(), **named}
     return web.Response(
         body=json.dumps({"error": one_line}).encode(), status=status, headers=headers, content_type="application/json"
     )

@@ -119,12 +119,19 @@ def _read(path: str) -> str | None:
         return None
 
 
-def hide(layout: Layout, gone: Collection[Digest]) -> None:
-    """Before these blobs go: every commit with one of them leaves, as a whole."""
+def hide(layout: Layout, gone: Collection[Digest], staying: Collection[tuple[str, str]] = ()) -> None:
+    """Before these blobs go: every commit with one of them leaves, as a whole. Of those that are `staying`, by folder and
+    commit, because other selections of them are held, only these links do."""
     names = {digest.hex for digest in gone}
     for repository, commit, links in _commits(layout):
-        if any(link.rpartition("/")[2] in names for link in links):
+        if not any(link.rpartition("/")[2] in names for link in links):
+            continue
+        if (repository, commit) not in staying:
             _remove(layout, repository, commit)
+            continue
+        for path in [*_files(layout.path("hub", repository, "snapshots", commit))]:
+            if (_target(path) or "").rpartition("/")[2] in names:
+                _forget(path)
 
 
 def prune(layout: Layout) -> None:

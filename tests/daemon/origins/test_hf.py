@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import pathlib
 import ssl
@@ -174,6 +176,36 @@ def test_a_whole_file_of_git_s_is_held_against_git_s_name(hub: Hub, origin: HfOr
     with pytest.raises(Corrupted):
         bytes_of(origin, config)
     assert bytes_of(origin, config) == b"{}"
+
+
+def test_a_hub_that_has_no_name_of_git_s_right_is_not_asked_for_them(hub: Hub, origin: HfOrigin) -> None:
+    def misnamed(_ask: Ask, reply: Reply) -> None:
+        entries = json.loads(reply.body)
+        for entry in entries:
+            entry["oid"] = hashlib.sha1(entry["path"].encode()).hexdigest()
+        reply.body = json.dumps(entries).encode()
+
+    hub.misdeed(misnamed, path="/tree/")
+    files = {path: obj for path, obj in listed(origin).items() if obj.digest is None}
+    assert len(files) > 1
+    for obj in files.values():
+        with contextlib.suppress(Corrupted):
+            bytes_of(origin, obj)
+    for path, obj in files.items():
+        assert bytes_of(origin, obj) == TREE[path]
+
+
+def test_a_hub_may_leave_out_of_a_tree_what_nobody_needs(hub: Hub, origin: HfOrigin) -> None:
+    def sparse(_ask: Ask, reply: Reply) -> None:
+        entries = [entry for entry in json.loads(reply.body) if entry["type"] == "file"]
+        for entry in entries:
+            if "lfs" in entry:
+                entry["lfs"] = {"sha256": entry["lfs"]["oid"]}
+        reply.body = json.dumps(entries).encode()
+
+    hub.misdeed(sparse, path="/tree/")
+    weights = next(obj for path, obj in listed(origin).items() if path.endswith(".safetensors"))
+    assert weights.digest is not None
 
 
 def test_a_file_that_only_xet_has_a_name_for_is_read_all_the_same(hub: Hub, origin: HfOrigin) -> None:
