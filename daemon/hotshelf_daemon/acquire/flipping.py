@@ -70,6 +70,13 @@ def ref_of(
     return replace(ref, previous=before.revision, before=replace(before.alone, checked_at=0.0))
 
 
+def frozen_at(want: Want, ref: RefRow | None) -> RollbackRow | None:
+    """What a frozen name is to stay at though its files were lost: a rollback to where it is. None for what may follow."""
+    if ref is None or not want.frozen or want.source.is_fixed:
+        return None
+    return RollbackRow(str(want.source), want.key, ref.revision, ref.release, ref.flipped_at, 0, ref.commit)
+
+
 def gone(want: Want, rollback: RollbackRow, why: str) -> NotFound:
     """A source stays where it was rolled back to, also when that cannot be had: never what its origin has now instead."""
     lost = rollback.release or rollback.commit or rollback.revision

@@ -70,17 +70,9 @@ class Preparer:
             raise absent(name_of(want))  # what is not on this shelf is nowhere
         rollback = self._shelf.index.read(lambda db: rollbacks.find(db, str(want.source)))
         if rollback is None:
-            frozen = self._frozen_at(want)
+            frozen = flipping.frozen_at(want, self._shelf.index.read(lambda db: snapshots.ref(db, want.key)))
             return await (self._ask(want) if frozen is None else self._ask_for(want, frozen, "been frozen"))
         return replace(await self._ask_for(want, rollback), rolled_back_at=rollback.at)
-
-    def _frozen_at(self, want: Want) -> RollbackRow | None:
-        """What a frozen name is to stay at though its files were lost: a rollback to where it is."""
-        if not want.frozen or want.source.is_fixed:
-            return None
-        if (ref := self._shelf.index.read(lambda db: snapshots.ref(db, want.key))) is None:
-            return None
-        return RollbackRow(str(want.source), want.key, ref.revision, ref.release, ref.flipped_at, 0, ref.commit)
 
     async def _ask_for(self, want: Want, rollback: RollbackRow, why: str = "been rolled back") -> Resolution:
         """What a source that was rolled back is to stay at. Raises NotFound when its origin does not have that."""
