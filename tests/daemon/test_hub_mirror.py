@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import pathlib
@@ -150,15 +151,22 @@ def test_ranges_are_served_from_the_blob(start: Start) -> None:
     assert headers["etag"] == f'"{objects.Digest.of(TREE[UNET]).hex}"'
 
 
-def test_who_waits_for_a_file_hears_that_it_is_on_its_way(hub: Hub, start: Start) -> None:
-    daemon, held = start(), threading.Event()
-    hub.misdeed(lambda _ask, _reply: held.wait(30) and None, server="cdn")
+@contextlib.contextmanager
+def waiting(daemon: Daemon, agent: str) -> Iterator[socket.socket]:
+    """The connection of one who has asked for a file."""
     host, _, port = daemon.settings["page_listen"].rpartition(":")
     with socket.create_connection((host, int(port)), timeout=30) as wire:
         wire.sendall(
-            f"GET /{REPO}/resolve/main/{UNET} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: hf_hub\r\n"
+            f"GET /{REPO}/resolve/main/{UNET} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: {agent}\r\n"
             f"Authorization: Bearer {TOKEN}\r\n\r\n".encode()
         )
+        yield wire
+
+
+def test_who_waits_for_a_file_hears_that_it_is_on_its_way(hub: Hub, start: Start) -> None:
+    daemon, held = start(), threading.Event()
+    hub.misdeed(lambda _ask, _reply: held.wait(30) and None, server="cdn")
+    with waiting(daemon, "hf_hub/2.4") as wire:
         interim = b"HTTP/1.1 100 Continue\r\n\r\n"
         assert wire.recv(len(interim), socket.MSG_WAITALL) == interim
         held.set()
@@ -170,12 +178,7 @@ def test_who_waits_for_a_file_hears_that_it_is_on_its_way(hub: Hub, start: Start
 def test_a_client_that_breaks_off_at_interim_answers_gets_none(hub: Hub, start: Start) -> None:
     daemon, held = start(), threading.Event()
     hub.misdeed(lambda _ask, _reply: held.wait(5) and None, server="cdn")
-    host, _, port = daemon.settings["page_listen"].rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=30) as wire:
-        wire.sendall(
-            f"GET /{REPO}/resolve/main/{UNET} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: node\r\n"
-            f"Authorization: Bearer {TOKEN}\r\n\r\n".encode()
-        )
+    with waiting(daemon, "node") as wire:
         assert wire.recv(12, socket.MSG_WAITALL) == b"HTTP/1.1 200"
 
 
