@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hotshelf_daemon import views
-from hotshelf_daemon.index import blobs, handed_in, leases, pipelines, preparing, rollbacks, snapshots
+from hotshelf_daemon.index import blobs, handed_in, journal, leases, pipelines, preparing, rollbacks, snapshots
 from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import Layout, trees
@@ -118,6 +118,9 @@ async def _carry_out(shelf: Shelf, tree: Manifest, ref: RefRow | None, resolutio
         snapshots.add(db, tree)
         stale = [] if binding is None else binding.in_index(db)
         if ref is not None:
+            before = snapshots.ref(db, ref.wish)
+            if binding is None and before is not None and before.revision != ref.revision:
+                journal.event(db, "flipped", ref.source, str(ref.revision))
             snapshots.flip(db, ref)
         leases.bind(db, resolution, tree.revision)
         preparing.close(db, resolution)
