@@ -130,5 +130,6 @@ async def _carry_out(shelf: Shelf, tree: Manifest, ref: RefRow | None, resolutio
     stale = await shelf.index.write(in_index, durable=True)
     if ref is not None:
         await views.show(shelf, [ref])
+    shelf.room_bell.ring()  # what it named before may go now
     for wish in set(stale) - {ref.wish if ref is not None else ""}:
         await asyncio.to_thread(trees.drop_record, shelf.layout, "refs", f"{wish}.json")

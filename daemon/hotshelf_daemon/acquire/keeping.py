@@ -137,6 +137,7 @@ class Keeping:
             raise NotFound(f"{target!r} is not pinned")
         await asyncio.to_thread(trees.drop_record, self._shelf.layout, "pins", f"{_pin_record(canonical)}.json")
         self._count_pins()
+        self._shelf.room_bell.ring()
 
     async def pin_configured(self, wanted: Iterable[str]) -> None:
         """Makes the pins that the configuration asks for, and ends those that it no longer does."""
