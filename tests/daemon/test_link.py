@@ -263,6 +263,7 @@ def test_the_shelf_itself_and_folders_that_others_would_misread_are_refused(daem
     (folder / "in").symlink_to(daemon.store)
     for refused in (daemon.store / "hub", folder / "in" / "x", folder / "$HOME", folder / "a\nb"):
         assert link(daemon, "--view", "hf", refused).exit_code == 2
+    assert link(daemon, "--view", "hf", folder, "--as", "sd15=vae").exit_code == 2
     (folder / "file").write_text("")
     assert link(daemon, "--view", "hf", folder / "file" / "x").exit_code == 2
 

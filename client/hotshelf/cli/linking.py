@@ -45,6 +45,8 @@ def link(out: Output, *, view: str, said: tuple[tuple[str, str], ...], dry_run: 
     """
     store, path = store_here(), os.path.abspath(directory)
     _check(path, store)
+    if view == "hf" and said:
+        raise InvalidRequest("--as sorts files into folders of their kind", hint="A Hugging Face cache has none: leave it out.")
     wanted = _wanted(view, store, dict(said))
     at = Directory(path, {"hf": ("",), "comfyui": views.KINDS, "a1111": tuple(views.A1111.values())}[view])
     changes = decide(wanted.links, at.links(wanted.links), store)
