@@ -153,7 +153,7 @@ async def running(shelf: Shelf, stopping: asyncio.Event | None = None) -> AsyncI
         return Retrying(Counting(origin, metrics), settings.fetch.attempts)
 
     names = Names(settings)
-    shelf.shown, shelf.folders = names.shown(), names.folders()
+    shelf.shown, shelf.places = names.shown(), names.places()
     ingests = Ingests(shelf)
     published = Published(shelf, Directory(settings.hasty(), lambda origin: Counting(origin, metrics)))
     pipelines = Pipelines(shelf, published)

@@ -17,7 +17,7 @@ from hotshelf_daemon.plan import Eviction, HeldSnapshot, Holdings
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import blobs as files
 from hotshelf_daemon.store import bundles as bundle_folders
-from hotshelf_daemon.store import hub, model_cache, trees
+from hotshelf_daemon.store import hub, places, trees
 from hotshelf_daemon.store import pipelines as folders
 from hotshelf_shared.bundle import BundleName
 from hotshelf_shared.digest import Digest, Revision
@@ -123,7 +123,7 @@ def _is_claimed(db: sqlite3.Connection, digest: Digest) -> bool:
 
 
 def _remove_files(shelf: Shelf, gone: _Gone, chosen: Eviction) -> None:
-    model_cache.hide(shelf.layout, gone.snapshots)
+    places.hide(shelf.layout, gone.snapshots)
     for key in gone.keys:
         folders.remove(shelf.layout, key)
     for name, revision in gone.bundles:

@@ -96,8 +96,8 @@ class Shelf:
     unwritten: dict[str, LeaseRow] = field(default_factory=dict)
     #: The configured names that a wish, by its key, has below hub/.
     shown: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    #: The folders that it has below model_cache/.
-    folders: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    #: The places that it has below names/ and model_cache/.
+    places: dict[str, tuple[str, ...]] = field(default_factory=dict)
     #: Raises BadConfiguration when the keys that origins require cannot be read.
     keyring: Keyring = field(init=False)
 
