@@ -166,3 +166,19 @@ def test_a_stop_waits_for_no_reader(start: Start, hub: Hub) -> None:
     with begin(daemon, "/org/large/resolve/main/model.safetensors") as wire:
         assert wire.recv(12, socket.MSG_WAITALL) == b"HTTP/1.1 200"
         assert daemon.terminate(timeout_s=15) == 0
+
+
+def test_who_finds_no_room_just_now_is_told_to_ask_again(start: Start, hub: Hub) -> None:
+    files = {f"{name}.safetensors": objects.safetensors(name, 1 << 20) for name in "ab"}
+    hub.push("org/two", {**files, "config.json": b"{}"})
+    daemon, held = start(budget=(1 << 20) + (512 << 10)), threading.Event()
+    hub.misdeed(lambda _ask, _reply: held.wait(30) and None, server="cdn")
+    try:
+        with begin(daemon, "/org/two/resolve/main/a.safetensors"):
+            wait_until(lambda: daemon.call("GET", "/v1/transfers").body["transfers"])
+            status, headers, _ = asked(daemon, "/org/two/resolve/main/b.safetensors")
+            assert (status, "are lacking" in headers["x-error-message"]) == (429, True)
+    finally:
+        held.set()
+        hub.heal()
+    assert wait_until(lambda: asked(daemon, "/org/two/resolve/main/b.safetensors")[2] == files["b.safetensors"])

@@ -23,7 +23,7 @@ from hotshelf_daemon.acquire import HubFile, Repositories, Repository
 from hotshelf_daemon.page import sending
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.views import ORGANISATION
-from hotshelf_shared.errors import AccessDenied, HotshelfError, NotFound, UnsafeContent
+from hotshelf_shared.errors import AccessDenied, Busy, HotshelfError, InsufficientSpace, NotFound, UnsafeContent
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -231,7 +231,8 @@ def _refused(error: HotshelfError, request: web.Request) -> web.Response:
     if isinstance(error, AccessDenied | UnsafeContent):
         return _refusal(403, "GatedRepo", said)  # any other 403 is to them a hub that cannot be reached
     log.warning("the mirror could not answer", extra={"path": request.path, "code": error.code, "why": error.message})
-    return _refusal(error.status, None, said)
+    # That there is no room just now is a status of which clients ask again.
+    return _refusal(Busy.status if isinstance(error, InsufficientSpace) else error.status, None, said)
 
 
 def _refusal(status: int, code: str | None, said: str, told: Mapping[str, str] | None = None) -> web.Response:
