@@ -238,7 +238,7 @@ def _refused(error: HotshelfError, request: web.Request) -> web.Response:
 def _refusal(status: int, code: str | None, said: str, told: Mapping[str, str] | None = None) -> web.Response:
     one_line = "".join(char if char.isprintable() else " " for char in said)[:_LONGEST]
     named = {"X-Error-Code": code} if code else {}
-    headers = {**(told or {}), "X-Error-Message": one_line.encode("ascii", "replace").decode(), **named}
+    headers = {**(told or {}), "X-Error-Message": one_line.replace("…", "...").encode("ascii", "replace").decode(), **named}
     return web.Response(
         body=json.dumps({"error": one_line}).encode(), status=status, headers=headers, content_type="application/json"
     )
