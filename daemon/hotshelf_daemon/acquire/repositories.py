@@ -115,9 +115,9 @@ class Repositories:
 
     async def _blob(self, repository: Repository, path: str) -> Digest | None:
         """Its content, held a moment ago; None when it was evicted since."""
+        if (held := await self._held(repository, path)) is not None:
+            return held
         for want in self._wants_of(repository, path):
-            if (held := await self._held(repository, path)) is not None:
-                return held
             try:
                 left_out = await self._bringing.join(want.key, lambda: self._bring(want))  # noqa: B023
             except UnsafeContent:
@@ -126,7 +126,9 @@ class Repositories:
                 continue
             if path in left_out:
                 raise UnsafeContent(f"{path} is not served: {left_out[path]}", hint="Convert it to safetensors.")
-        return await self._held(repository, path)
+            if (held := await self._held(repository, path)) is not None:
+                return held
+        return None
 
     # ---- what there is
 
