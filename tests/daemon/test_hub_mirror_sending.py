@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import http.client
+import json
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -125,7 +127,7 @@ def test_what_somebody_has_already_is_not_fetched(start: Start, hub: Hub) -> Non
 
 
 def test_what_is_evicted_while_it_is_sent_arrives_as_it_was(start: Start, hub: Hub) -> None:
-    large = objects.safetensors("large", 32 << 20)
+    large = objects.safetensors("large", 8 << 20)
     hub.push("org/large", {"model.safetensors": large, "config.json": b"{}"})
     daemon = start()
     with begin(daemon, "/org/large/resolve/main/model.safetensors") as wire:
@@ -135,6 +137,18 @@ def test_what_is_evicted_while_it_is_sent_arrives_as_it_was(start: Start, hub: H
             assert daemon.call("DELETE", f"/v1/snapshots/{row['revision']}").status < 300
         assert rows(daemon, "SELECT * FROM v_blobs WHERE state = 'ready'") == []
         assert answer.read() == large
+
+
+def test_whoever_leaves_in_the_middle_of_a_file_is_no_error(start: Start, hub: Hub) -> None:
+    hub.push("org/large", {"model.safetensors": objects.safetensors("large", 8 << 20), "config.json": b"{}"})
+    daemon = start()
+    for _ in range(8):
+        with begin(daemon, "/org/large/resolve/main/model.safetensors") as wire:
+            assert wire.recv(12, socket.MSG_WAITALL) == b"HTTP/1.1 200"
+            wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # which resets it at once
+    assert asked(daemon, f"/{REPO}/resolve/main/empty.txt")[0] == 200
+    assert daemon.terminate() == 0
+    assert [line for line in daemon.log_text.splitlines() if json.loads(line)["level"] == "error"] == []
 
 
 def test_what_nobody_waits_for_any_more_is_not_fetched_to_its_end(start: Start, hub: Hub) -> None:
@@ -160,7 +174,7 @@ def test_many_who_ask_for_one_file_share_one_fetch_of_it(start: Start, hub: Hub)
 
 
 def test_a_stop_waits_for_no_reader(start: Start, hub: Hub) -> None:
-    large = objects.safetensors("large", 32 << 20)
+    large = objects.safetensors("large", 8 << 20)
     hub.push("org/large", {"model.safetensors": large, "config.json": b"{}"})
     daemon = start()
     with begin(daemon, "/org/large/resolve/main/model.safetensors") as wire:

@@ -34,10 +34,14 @@ async def send(request: web.Request, file: IO[bytes], size: int, told: Mapping[s
         response.headers["Content-Range"] = f"bytes {span[0]}-{span[-1]}/{size}"
     response.content_length = size if span is None else len(span)
     await response.prepare(request)
-    if response.content_length and request.method != "HEAD":
-        if request.transport is None:
-            raise ConnectionResetError("whoever asked has gone")
-        await asyncio.get_running_loop().sendfile(request.transport, file, span[0] if span else 0, response.content_length)
+    if (transport := request.transport) is None:
+        return response
+    try:
+        if response.content_length:
+            await asyncio.get_running_loop().sendfile(transport, file, span[0] if span else 0, response.content_length)
+    except ConnectionError:
+        transport.abort()  # whoever asked has gone, which is no error of ours
+        return response
     await response.write_eof()
     return response
 
