@@ -234,7 +234,7 @@ async def _unix(calls: server.Calls, shelf: Shelf) -> AsyncIterator[Callable[[],
 @contextlib.asynccontextmanager
 async def _tcp(app: web.Application, setting: str, listen: str) -> AsyncIterator[None]:
     host, port = probes.address(listen)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()

@@ -74,8 +74,9 @@ def _named(shelf: Shelf, db: sqlite3.Connection, ref: RefRow) -> Iterator[Entry]
         return
     for name in shelf.shown.get(ref.wish, ()):
         yield Entry(ORGANISATION, name, ref.revision.hex[:40], {})
-    if ref.commit is not None:
-        source = Source.parse(ref.source)
+    source = Source.parse(ref.source)
+    # The hub may have an organisation of that name too: nobody who reads a configured name is to get what is theirs.
+    if ref.commit is not None and source.authority != ORGANISATION:
         yield Entry(source.authority, source.path, ref.commit, {}, None if source.is_fixed else source.ref or "main")
 
 
