@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
+from hotshelf_shared.digest import Digest
 from tests import objects
 from tests.faults.inside import Inside, run_inside
 from tests.faults.invariants import Promise
@@ -143,3 +144,18 @@ class Cached(Fetch):
     def again(self, daemon: Inside) -> None:
         assert all(tree in (self.trees["deed"], self.newer) for tree in self.shown)
         self.deed(daemon)
+
+
+class Adopt(Fetch):
+    """The largest file comes from a Hugging Face cache, and the rest over HTTP."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        super().__init__(folder)
+        for name, tree in self.trees.items():
+            data = tree["unet/diffusion_pytorch_model.safetensors"]
+            hexed = Digest.of(data).hex
+            objects.write(folder / "cache" / "models--org--name" / "blobs", {hexed: data})
+            (self.origin / name / "blobs" / "sha256" / hexed).unlink()  # it is only there
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "hf": {"caches": [str(self.folder / "cache")]}}
