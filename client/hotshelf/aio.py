@@ -103,6 +103,12 @@ class AsyncClient:
     async def snapshot(self, target: str) -> dict[str, Any]:
         return await self._run(lambda client: client.snapshot(target))
 
+    async def why(self, source: str) -> dict[str, Any]:
+        return await self._run(lambda client: client.why(source))
+
+    async def collect(self, *, dry_run: bool = False) -> dict[str, Any]:
+        return await self._run(lambda client: client.collect(dry_run=dry_run))
+
     async def pins(self) -> list[dict[str, Any]]:
         return await self._run(Client.pins)
 

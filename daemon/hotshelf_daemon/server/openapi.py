@@ -231,7 +231,8 @@ def _operation(route: Route, path: str) -> dict[str, Any]:
         "parameters": [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
             for name in re.findall(r"\{(\w+)\}", path)
-        ],
+        ]
+        + [{"name": name, "in": "query", "required": True, "schema": {"type": "string"}} for name in route.query],
         "responses": {"200": answer, "default": {"description": "A typed error.", "content": problem}},
     }
     if route.streams:
