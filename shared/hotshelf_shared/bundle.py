@@ -38,18 +38,23 @@ class BundleName:
     graph_key: str
 
     @classmethod
-    def of(cls, environment_key: object, graph_key: object) -> Self:
+    def of(cls, environment: object, graph: object) -> Self:
         """Raises InvalidRequest."""
-        return cls(_key(environment_key, "an environment key"), _key(graph_key, "a graph key"))
+        return cls(environment_key(environment), _key(graph, "a graph key"))
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Raises InvalidRequest."""
-        environment_key, _, graph_key = text.partition("/")
-        return cls.of(environment_key, graph_key)
+        environment, _, graph = text.partition("/")
+        return cls.of(environment, graph)
 
     def __str__(self) -> str:
         return f"{self.environment_key}/{self.graph_key}"
+
+
+def environment_key(value: object) -> str:
+    """Raises InvalidRequest."""
+    return _key(value, "an environment key")
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,16 +44,13 @@ class Bundles:
     async def show(self, name: BundleName, *, uid: int) -> dict[str, Any]:
         """A bundle that this uid may lease. Raises NotFound."""
         bundle = (await self._answer(name, uid)).bundle
-        return {
-            "environment_key": name.environment_key,
-            "graph_key": name.graph_key,
-            "digest": bundle.digest,
-            "size": bundle.size,
-            "uid": bundle.uid,
-            "created_at": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(bundle.issued)),
-            "revision": bundle.revision,
-            "path": folders.path_of(name, bundle.revision),
-        }
+        return {**_shown(bundle), "path": folders.path_of(name, bundle.revision)}
+
+    def listed(self, environment_key: str | None, *, uid: int) -> list[dict[str, Any]]:
+        """Those of an environment, or of all, that this uid may ask for, by name. Folder and bytes are looked at then."""
+        held = self._shelf.index.read(lambda db: bundles.rows(db, environment_key))
+        mine = [row.bundle for row in held if self._may_have(row, uid)]
+        return [_shown(bundle) for bundle in mine if bundle.is_signed_with(self._shelf.bundle_key)]
 
     async def admit(self, wants: Iterable[Want], *, uid: int) -> None:
         """Raises NotFound for a bundle that this uid is not answered."""
@@ -129,6 +126,18 @@ def is_bundle(want: Want) -> bool:
 
 def name_of(want: Want) -> BundleName:
     return BundleName.parse(want.source.path)
+
+
+def _shown(bundle: Bundle) -> dict[str, Any]:
+    return {
+        "environment_key": bundle.name.environment_key,
+        "graph_key": bundle.name.graph_key,
+        "digest": bundle.digest,
+        "size": bundle.size,
+        "uid": bundle.uid,
+        "created_at": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(bundle.issued)),
+        "revision": bundle.revision,
+    }
 
 
 def ref_of(want: Want, bundle: Bundle) -> RefRow:

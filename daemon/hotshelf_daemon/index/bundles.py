@@ -39,6 +39,16 @@ def find(db: sqlite3.Connection, name: BundleName) -> BundleRow | None:
     return BundleRow(bundle, snapshots.state(db, bundle.revision), builders)
 
 
+def rows(db: sqlite3.Connection, environment_key: str | None) -> list[BundleRow]:
+    """Of one environment, or of all, by name."""
+    named = db.execute(
+        "SELECT environment_key, graph_key FROM bundles WHERE ?1 IS NULL OR environment_key = ?1 ORDER BY 1, 2",
+        (environment_key,),
+    )
+    found = [find(db, BundleName(*name)) for name in named.fetchall()]
+    return [row for row in found if row is not None]
+
+
 def everything(db: sqlite3.Connection) -> dict[BundleName, Bundle]:
     return {bundle.name: bundle for bundle in map(_bundle, db.execute(f"SELECT {_ROW} FROM bundles"))}
 

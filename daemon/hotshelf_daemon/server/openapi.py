@@ -145,6 +145,19 @@ _SCHEMAS |= {
             "path": {"type": "string"},
         },
     },
+    "Bundles": {
+        "type": "object",
+        "required": ["bundles"],
+        "properties": {
+            "bundles": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["environment_key", "graph_key", "digest", "size", "uid", "created_at", "revision"],
+                },
+            },
+        },
+    },
 }
 _SCHEMAS |= {
     "Refresh": {
@@ -195,6 +208,8 @@ _ANSWERS = {
     ("POST", "/v1/leases"): "Lease",
     ("GET", "/v1/pipelines/{key}"): "Pipeline",
     ("PUT", "/v1/pipelines/{key}"): "Pipeline",
+    ("GET", "/v1/bundles"): "Bundles",
+    ("GET", "/v1/bundles/{environment_key}"): "Bundles",
     ("GET", "/v1/bundles/{environment_key}/{graph_key}"): "Bundle",
     ("PUT", "/v1/bundles/{environment_key}/{graph_key}"): "Bundle",
     ("POST", "/v1/refresh"): "Refreshed",
