@@ -1,7 +1,8 @@
 """A bundle: a torch compile cache as one archive, under the keys of the environment and the graph that it was made for.
 
 What a worker hands in to bind one, and the signed document that records it (`bundle.json`). A compile cache is code:
-invariant: a document is believed only when `is_signed_with` the daemon's own key, over every field that it has.
+invariant: a document is believed only when `is_signed_with` the daemon's own key, over every field that it has. One that
+comes from a bucket is signed with `publishing_key` of it.
 """
 
 from __future__ import annotations
@@ -140,6 +141,14 @@ class Bundle:
         if bundle.canonical() != data:
             raise IntegrityError("the document of a bundle is not in its canonical form")
         return bundle
+
+
+def publishing_key(key: bytes) -> bytes:
+    """What documents for other nodes are signed with: a daemon also signs what strangers bound, for those strangers only.
+
+    Who may write the bucket could otherwise put such a document there, for everybody.
+    """
+    return hmac.new(key, b"hotshelf: published bundles", hashlib.sha256).digest()
 
 
 def _key(value: object, what: str) -> str:

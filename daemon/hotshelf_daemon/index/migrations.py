@@ -56,6 +56,13 @@ def m006_add_rollbacks(db: Database) -> None:
         db.execute(statement)
 
 
+@migrations()
+def m007_add_where_bundles_are_published(db: Database) -> None:
+    """As of pipelines: nothing that is there has been."""
+    for statement in _M007.split(";\n\n"):
+        db.execute(statement)
+
+
 _TABLES = """
 CREATE TABLE blobs (
     digest TEXT PRIMARY KEY, size INTEGER NOT NULL, committed_at REAL NOT NULL, verified_at REAL NOT NULL,
@@ -285,6 +292,17 @@ CREATE VIEW v_refs AS
            datetime(r.flipped_at, 'unixepoch') AS flipped_at, datetime(r.checked_at, 'unixepoch') AS checked_at, r.signed_by,
            r.release, r.commit_id, datetime(b.at, 'unixepoch') AS rolled_back_at
     FROM refs r LEFT JOIN rollbacks b ON b.source = r.source
+"""
+
+
+_M007 = """
+ALTER TABLE bundles ADD COLUMN published_to TEXT;
+
+DROP VIEW v_bundles;
+
+CREATE VIEW v_bundles AS
+    SELECT environment_key, graph_key, digest, size, uid, datetime(created_at, 'unixepoch') AS created_at, published_to
+    FROM bundles
 """
 
 

@@ -133,7 +133,7 @@ _SCHEMAS |= {
     },
     "Bundle": {
         "type": "object",
-        "required": ["environment_key", "graph_key", "digest", "size", "uid", "created_at", "revision", "path"],
+        "required": ["environment_key", "graph_key", "digest", "size", "uid", "created_at", "revision", "path", "held"],
         "properties": {
             "environment_key": {"type": "string"},
             "graph_key": {"type": "string"},
@@ -142,7 +142,8 @@ _SCHEMAS |= {
             "uid": {"type": "integer"},
             "created_at": {"type": "string"},
             "revision": _DIGEST,
-            "path": {"type": "string"},
+            "path": {"type": ["string", "null"]},
+            "held": {"type": "boolean"},
         },
     },
     "Bundles": {
@@ -153,7 +154,7 @@ _SCHEMAS |= {
                 "type": "array",
                 "items": {
                     "type": "object",
-                    "required": ["environment_key", "graph_key", "digest", "size", "uid", "created_at", "revision"],
+                    "required": ["environment_key", "graph_key", "digest", "size", "uid", "created_at", "revision", "held"],
                 },
             },
         },
