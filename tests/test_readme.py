@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 import hotshelf.demo
+from hotshelf.client import Client
 from hotshelf_daemon.config import load
 from hotshelf_daemon.origin import s3
 from tests import objects
@@ -25,6 +26,7 @@ from tests.servers.child import clean_environment
 from tests.servers.hub import Hub
 from tests.servers.ports import free_ports
 from tests.servers.seaweedfs import SeaweedFS
+from tests.waiting import wait_until
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -109,6 +111,7 @@ def test_no_block_of_the_readme_is_left_untested() -> None:
         "image = pipe(",
         "lora_mode=",
         "style.yaml",
+        "bundles: {key_file",
         "B2_BUCKET",
         "store:",
         "hotshelfd --config",
@@ -198,6 +201,21 @@ def test_the_configuration_of_the_readme_is_accepted(tmp_path: pathlib.Path) -> 
     settings = load({"config": str(file)}, {}).settings
     assert settings.names["sdxl"].pin
     assert settings.origins["minio"].addressing_style == "path"
+
+
+@pytest.mark.needs("openssl")
+def test_a_compile_cache_is_shared_between_nodes_as_shown(
+    seaweedfs: SeaweedFS, bucket: str, prefix: str, tmp_path: pathlib.Path
+) -> None:
+    text = block("yaml", "bundles: {key_file").replace("s3://weights/built", f"s3://{bucket}/{prefix}")
+    settings = yaml.safe_load(text.replace("/etc/hotshelf", str(tmp_path))) | {"origins": {"it": seaweedfs.settings(bucket)}}
+    shell("(umask 077; openssl rand -hex 32 > bundles.key)", tmp_path, clean_environment())
+    (tmp_path / "archive").write_bytes(objects.noise("cache", 30_000))
+    with Daemon(tmp_path / "one", **settings) as one, Daemon(tmp_path / "two", **settings) as two:
+        Client(one.socket, one.store).put_bundle("h200-torch2.13", "9f2c", tmp_path / "archive")
+        wait_until(lambda: "bundle published" in one.log_text, what="the bundle to be published")
+        with Client(two.socket, two.store).acquire("bundle:h200-torch2.13/9f2c") as lease:
+            assert (lease.path / "archive").read_bytes() == (tmp_path / "archive").read_bytes()
 
 
 def test_the_services_of_the_readme_are_accepted_and_each_bucket_is_one_s(tmp_path: pathlib.Path) -> None:

@@ -144,6 +144,9 @@ class AsyncClient:
     async def bundle(self, environment_key: str, graph_key: str) -> dict[str, Any]:
         return await self._run(lambda client: client.bundle(environment_key, graph_key))
 
+    async def bundles(self, environment_key: str | None = None) -> list[dict[str, Any]]:
+        return await self._run(lambda client: client.bundles(environment_key))
+
     async def pin(self, target: str) -> dict[str, Any]:
         return await self._run(lambda client: client.pin(target))
 

@@ -215,6 +215,10 @@ class Client:
         """A bundle that this process may lease as ``bundle:ENVIRONMENT/GRAPH``. Raises NotFound."""
         return handing.bundle(self.transport, environment_key, graph_key)
 
+    def bundles(self, environment_key: str | None = None) -> list[dict[str, Any]]:
+        """Those on the shelf that this process may lease, of one environment or of all; by name, without their paths."""
+        return handing.bundles(self.transport, environment_key)
+
     # ---- the operator's verbs
 
     def pin(self, target: str) -> dict[str, Any]:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hotshelf_daemon import views
-from hotshelf_daemon.index import blobs, handed_in, journal, leases, pipelines, preparing, rollbacks, snapshots
+from hotshelf_daemon.index import blobs, bundles, handed_in, journal, leases, pipelines, preparing, rollbacks, snapshots
 from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import Layout, trees
+from hotshelf_daemon.store import bundles as bundle_folders
 from hotshelf_daemon.store import pipelines as folders
 from hotshelf_shared.built import Built
+from hotshelf_shared.bundle import Bundle
 from hotshelf_shared.digest import Digest
 from hotshelf_shared.errors import Conflict
 from hotshelf_shared.manifest import Manifest
@@ -77,6 +79,40 @@ class PipelineBinding:
             pipelines.add_builder(db, self.built.key, self.builder)
             handed_in.let_go(db, ((digest, self.builder) for digest in self.built.tree.blobs()))
         return stale
+
+
+@dataclass(frozen=True, slots=True)
+class BundleBinding:
+    """An archive that is to be the bundle of its name. `builder` is the uid whose hand-in becomes it; ours for one that came
+    from the prefix `published_to`.
+
+    `unsound` was looked into and cannot be served: it is in nobody's way.
+    """
+
+    bundle: Bundle
+    builder: int
+    unsound: Bundle | None
+    published_to: str | None = None
+
+    def check_free(self, shelf: Shelf) -> None:
+        row = shelf.index.read(lambda db: bundles.find(db, self.bundle.name))
+        if row is None or not row.is_ready or row.bundle.digest == self.bundle.digest or row.bundle == self.unsound:
+            return
+        if any(map(shelf.trusts, row.builders)) or not shelf.trusts(self.builder):
+            raise Conflict(
+                f"bundle:{self.bundle.name} is {row.bundle.digest}; {self.bundle.digest} is another archive",
+                hint="The first one stays until it is evicted: lease that one.",
+                key=str(self.bundle.name),
+            )
+
+    def on_disk(self, layout: Layout) -> None:
+        bundle_folders.put(layout, self.bundle)
+
+    def in_index(self, db: sqlite3.Connection) -> list[str]:
+        bundles.put(db, self.bundle, published_to=self.published_to)
+        bundles.add_builder(db, self.bundle.name, self.builder)
+        handed_in.let_go(db, [(self.bundle.digest, self.builder)])
+        return []
 
 
 async def materialize(

@@ -16,16 +16,16 @@ from hotshelf_daemon.acquire import (
     Desk,
     Freshness,
     Gauge,
-    Keeping,
     Leasing,
     Names,
     Peer,
     Pipelines,
     Preparer,
-    Published,
     Refreshing,
     Turning,
     Want,
+    published_bundles,
+    published_pipelines,
 )
 from hotshelf_daemon.config import Settings
 from hotshelf_daemon.index import Index, leases
@@ -72,13 +72,13 @@ class House:
         self.origin = origin_type()
         self.ingests = Ingests(self.shelf)
         directory: Any = OneOrigin(self.origin)
-        pipelines = Pipelines(self.shelf, Published(self.shelf, directory))
-        self.preparer = Preparer(self.shelf, directory, self.ingests, pipelines)
+        pipelines = Pipelines(self.shelf, published_pipelines(self.shelf, directory))
+        bundles = Bundles(self.shelf, published_bundles(self.shelf, directory))
+        self.preparer = Preparer(self.shelf, directory, self.ingests, pipelines=pipelines, bundles=bundles)
         self.leasing = Leasing(self.shelf)
         self.names = names = Names(self.settings)
-        self.freshness, keeping = Freshness(self.shelf, self.preparer, clock), Keeping(self.shelf, names, self.preparer)
+        self.freshness = Freshness(self.shelf, self.preparer, clock)
         self.refreshing, self.turning = Refreshing(self.shelf, names, self.preparer), Turning(self.shelf, names)
-        bundles = Bundles(self.shelf, keeping.condemn)
         self.desk = Desk(self.shelf, names, self.preparer, self.freshness, self.leasing, pipelines=pipelines, bundles=bundles)
 
     def want(self, source: str) -> Want:

@@ -205,6 +205,7 @@ class Desk:
             rows = await self._leasing.hold(rows, resolutions)
             settled = await self._bring(wants, refs, resolutions, gauge)
             self._pipelines.check(wants, settled, uid=holder.peer.uid)
+            await self._bundles.check(wants, settled, uid=holder.peer.uid)
             opened = [replace(row, revision=ref.revision, resolution=None) for row, ref in zip(rows, settled, strict=True)]
             await self._leasing.settle(opened)
         except BaseException:

@@ -80,6 +80,14 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- if .Values.bundleKey -}}
+{{- if hasKey ($config.bundles | default dict) "key_file" -}}
+{{- fail "config.bundles.key_file: bundleKey names a Secret, and the chart says where that lies" -}}
+{{- end -}}
+{{- $_ := set $config "bundles" (merge (dict "key_file" "/etc/hotshelf/bundles/key") ($config.bundles | default dict)) -}}
+{{- else if and ($config.publish | default dict).bundles (not ($config.bundles | default dict).key_file) -}}
+{{- fail "config.publish.bundles: bundleKey is missing; without one key for all nodes none believes what another has signed" -}}
+{{- end -}}
 {{- $_ := set $config "budget" (include "hotshelf.budget" .) -}}
 {{- toYaml $config -}}
 {{- end -}}
