@@ -109,6 +109,8 @@ def test_no_block_of_the_readme_is_left_untested() -> None:
         "image = pipe(",
         "lora_mode=",
         "style.yaml",
+        "load_compile_cache",  # tests/compiling runs it, and the commands
+        "compile-cache info",
         "B2_BUCKET",
         "store:",
         "hotshelfd --config",

@@ -42,7 +42,7 @@ def key_of(facts: Mapping[str, str]) -> str:
 
 
 def describe() -> dict[str, str]:
-    """The facts, of this process and its current GPU. Imports torch; makes nothing on a GPU. Raises BadConfiguration."""
+    """The facts of this process and its current GPU. Imports torch, which starts CUDA if there is one. Raises BadConfiguration."""
     torch = _torch()
     return {
         "format": FORMAT,
