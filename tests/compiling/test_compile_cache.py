@@ -25,7 +25,7 @@ from hotshelf.compile_cache import cache as module
 from hotshelf.compile_cache.cache import Cache
 from hotshelf.compile_cache.settings import Settings
 from hotshelf_shared.bundle import BundleName
-from tests.client.archives import TARS, archive_naming
+from tests.client.archives import TARS, archive_naming, archive_of
 from tests.compiling.conftest import lay, tree_of
 from tests.daemon.bundling import folder_of, forge, share
 from tests.daemon.workers import Worker
@@ -114,6 +114,7 @@ def test_switched_off_or_without_a_daemon_it_is_an_error_and_never_raises(
     lay(tmp_path / "first", COMPILED)
     off, alone = make("x", enabled=False), dataclasses.replace(make("first"), client=Client(tmp_path / "nobody", tmp_path))
     assert answered(off.load) is answered(off.save) is answered(alone.save) is ERROR
+    assert answered(dataclasses.replace(make("nobody"), client=alone.client).load) is ERROR
     assert "BASETEN_FS_ENABLED" in caplog.text
     assert {record.name for record in caplog.records if record.levelno == logging.ERROR} == {"b10_transfer"}
     assert not alone.is_shared
@@ -128,6 +129,14 @@ def test_a_hostile_archive_is_never_merged(
     assert answered(make().load) is ERROR
     assert not (tmp_path / "inductor").exists()
     assert litter(tmp_path) == {}
+
+
+def test_a_bundle_of_something_else_is_no_success(
+    daemon: Daemon, make: Callable[..., Cache], name: BundleName, tmp_path: pathlib.Path
+) -> None:
+    share(Worker(daemon), archive_of({"vllm/x": b"of another kind"}), f"/v1/bundles/{name}")
+    assert answered(make().load) is ERROR
+    assert not (tmp_path / "inductor").exists()
 
 
 def test_a_tampered_bundle_is_not_there(
@@ -169,6 +178,9 @@ class Leasing:
     def __init__(self, folder: pathlib.Path, data: bytes, digest: str) -> None:
         self.path, self.files = folder / "leased", {"archive": Entry(digest, len(data))}
         lay(self.path, {"archive": data})
+
+    def status(self) -> dict[str, object]:
+        return {}
 
     def acquire(self, *_: object, **__: object) -> Leasing:
         return self

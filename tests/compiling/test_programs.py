@@ -67,6 +67,7 @@ def run(daemon: Daemon, folder: pathlib.Path, code: str) -> Run:
 
 
 @pytest.mark.needs("g++")
+@pytest.mark.timeout(600)
 def test_the_program_of_the_readme_compiles_once(daemon: Daemon, tmp_path: pathlib.Path) -> None:
     first = run(daemon, tmp_path / "first", program())
     assert "there is no bundle" in first.log

@@ -181,6 +181,8 @@ def _errors() -> Iterator[None]:
         if isinstance(error.__cause__, HotshelfError):
             raise error.__cause__ from error
         raise HotshelfError(str(error)) from error
+    except OSError as error:
+        raise HotshelfError(f"the local cache cannot be used: {error.strerror or error}", hint="Look at the disk.") from error
 
 
 for command in (info, ls, load, save, clear, serve):

@@ -37,20 +37,23 @@ class Cache:
     where: Mapping[str, Path]
     main: str
 
-    def load(self) -> OperationStatus:
-        """Raises CacheError."""
+    def load(self, *, wait: bool = False) -> OperationStatus:
+        """`wait` for a daemon that is not up yet. Raises CacheError."""
         if self.local_size:
             log.info("there is a local compile cache in %s: bundle:%s is not loaded", self.where[self.main], self.name)
             return OperationStatus.SKIPPED
-        with self._at_work(), working.slot(self._work_dir, "load", most=working.LOADS, patience_s=SLOT_TIMEOUT_S) as folder:
-            into = folder / "unpacked"
-            tree = compiling.fetch(
-                self.client, self.name, into, timeout=FETCH_TIMEOUT_S, max_archive_bytes=self.settings.max_archive_bytes
-            )
-            if tree is None:
-                log.info("there is no bundle:%s yet", self.name)
-                return OperationStatus.DOES_NOT_EXIST
-            new = compiling.merge(into, self.where)
+        with self._at_work():
+            if not wait:
+                self.client.status()
+            with working.slot(self.settings.work_dir, "load", most=working.LOADS, patience_s=SLOT_TIMEOUT_S) as folder:
+                into, most = folder / "unpacked", self.settings.max_archive_bytes
+                tree = compiling.fetch(self.client, self.name, into, timeout=FETCH_TIMEOUT_S, max_archive_bytes=most)
+                if tree is None:
+                    log.info("there is no bundle:%s yet", self.name)
+                    return OperationStatus.DOES_NOT_EXIST
+                if not any(path.startswith(f"{self.main}/") for path in tree):
+                    raise CacheError(f"bundle:{self.name} holds nothing for {self.where[self.main]}")
+                new = compiling.merge(into, self.where)
         log.info("loaded bundle:%s: %d files, %d bytes, %d of them new", self.name, len(tree), tree.size, new)
         return OperationStatus.SUCCESS
 
@@ -60,7 +63,9 @@ class Cache:
             if self.shelf_size is not None:
                 log.info("bundle:%s is on the shelf already", self.name)
                 return OperationStatus.SKIPPED
-            with working.slot(self._work_dir, "save", most=self.settings.max_saves, patience_s=SLOT_TIMEOUT_S) as folder:
+            with working.slot(
+                self.settings.work_dir, "save", most=self.settings.max_saves, patience_s=SLOT_TIMEOUT_S
+            ) as folder:
                 taken = compiling.gather(folder / "gathered", self.where)
                 if not taken.files:
                     raise CacheError(f"there is no compile cache in {self.where[self.main]}: compile something first")
@@ -97,10 +102,6 @@ class Cache:
         except HotshelfError as error:
             log.debug("no daemon: %s", error)
             return False
-
-    @property
-    def _work_dir(self) -> Path:
-        return self.settings.work_dir
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:

@@ -53,7 +53,10 @@ def _work_dir(given: str) -> Path:
         if not os.path.isabs(given):
             raise CacheValidationError(f"LOCAL_WORK_DIR is an absolute path, not {given[:80]!r}")
         return Path(given)
-    return Path(_WORK_DIR if os.access(_WORK_DIR, os.W_OK | os.X_OK) else tempfile.gettempdir())
+    try:
+        return Path(_WORK_DIR if os.access(_WORK_DIR, os.W_OK | os.X_OK) else tempfile.gettempdir())
+    except OSError as error:
+        raise CacheValidationError(f"there is no place to work in: {error.strerror}; set LOCAL_WORK_DIR") from error
 
 
 def _number(environment: Mapping[str, str], name: str, default: str) -> float:

@@ -37,7 +37,7 @@ def folder(environment: Mapping[str, str]) -> Path:
 def serve(cache: Cache, *, url: str, timeout_s: float) -> OperationStatus:
     """Loads; waits for the server; saves what it compiled unless that came from the shelf. Raises CacheError."""
     try:
-        loaded = cache.load()
+        loaded = cache.load(wait=True)
     except CacheError as error:  # saving may still go well, and then the next start is the faster one
         log.warning("the compile cache was not loaded: %s", error)
         loaded = OperationStatus.ERROR

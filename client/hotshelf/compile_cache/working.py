@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hotshelf.archive.form import disk_errors
 from hotshelf.compile_cache.status import CacheError, CacheValidationError
 
 _PAUSE_S = 0.1
@@ -23,13 +24,14 @@ LOADS = 1_000
 
 @contextmanager
 def slot(work_dir: Path, kind: str, *, most: int, patience_s: float) -> Iterator[Path]:
-    """An empty folder below `work_dir`, gone at the end; waits for one of `most`. Raises CacheError, CacheValidationError."""
+    """An empty folder below `work_dir`, gone at the end; waits for one of `most`. Raises CacheError, HotshelfError."""
     root = _private(work_dir)
     number, fd = _taken(root, kind, most, time.monotonic() + patience_s)
     folder = root / f"{kind}-{number}"
     try:
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(mode=0o700)
+        with disk_errors(f"making {folder}"):
+            folder.mkdir(mode=0o700)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -53,7 +55,8 @@ def _private(work_dir: Path) -> Path:
 def _taken(root: Path, kind: str, most: int, deadline: float) -> tuple[int, int]:
     while True:
         for number in range(most):
-            fd = os.open(root / f"{kind}-{number}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            with disk_errors(f"locking {root / kind}"):
+                fd = os.open(root / f"{kind}-{number}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
