@@ -121,6 +121,7 @@ def test_no_block_of_the_readme_is_left_untested() -> None:
         "mirrors:",
         "r2.cloudflarestorage",
         "hotshelf env",
+        "hotshelf link",
         "model_cache:",
         "import-truss",
         "s3:GetObject",
@@ -296,6 +297,22 @@ def test_a_shelf_is_baked_as_shown(configuration: dict[str, object], tmp_path: p
 def test_a_program_that_knows_nothing_of_us_reads_a_configured_name(daemon: Daemon, tmp_path: pathlib.Path) -> None:
     assert daemon.acquire("sdxl").status == 200
     shell(block("sh", "hotshelf env"), tmp_path, {**daemon.environment, "HOME": str(tmp_path)})
+
+
+def test_other_programs_folders_are_filled_as_shown(daemon: Daemon, tmp_path: pathlib.Path) -> None:
+    for name in ("sdxl", "style"):
+        assert daemon.acquire(name).status == 200
+    environment = {**daemon.environment, "HOTSHELF_STORE": str(daemon.store), "HOME": str(tmp_path)}
+    said = shell(block("sh", "hotshelf link"), tmp_path, environment).splitlines()
+    comfyui, webui = tmp_path / "comfyui-models", tmp_path / "webui-models"
+    assert f"--extra-model-paths-config {comfyui}/extra_model_paths.yaml" in said
+    assert f"--lora-dir {webui}/models/Lora" in said
+    assert f"export HF_HUB_CACHE={tmp_path}/.cache/huggingface/hub" in said
+    pink = (DATA / "loras/pink/pink.safetensors").read_bytes()
+    assert (comfyui / "loras" / "style.safetensors").read_bytes() == pink
+    assert (webui / "models/Lora" / "style.safetensors").read_bytes() == pink
+    assert (comfyui / "diffusers" / "sdxl" / "model_index.json").is_file()
+    assert "models--shelf--sdxl" in os.listdir(tmp_path / ".cache/huggingface/hub")
 
 
 def test_a_truss_is_imported_as_shown_and_lies_where_truss_puts_it(

@@ -153,7 +153,7 @@ async def running(shelf: Shelf, stopping: asyncio.Event | None = None) -> AsyncI
         return Retrying(Counting(origin, metrics), settings.fetch.attempts)
 
     names = Names(settings)
-    shelf.shown, shelf.folders = names.shown(), names.folders()
+    shelf.shown, shelf.places = names.shown(), names.places()
     ingests = Ingests(shelf)
     published = Published(shelf, Directory(settings.hasty(), lambda origin: Counting(origin, metrics)))
     pipelines = Pipelines(shelf, published)
@@ -234,7 +234,7 @@ async def _unix(calls: server.Calls, shelf: Shelf) -> AsyncIterator[Callable[[],
 @contextlib.asynccontextmanager
 async def _tcp(app: web.Application, setting: str, listen: str) -> AsyncIterator[None]:
     host, port = probes.address(listen)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hotshelf_daemon import views
-from hotshelf_daemon.index import blobs, handed_in, leases, pipelines, preparing, rollbacks, snapshots
+from hotshelf_daemon.index import blobs, handed_in, journal, leases, pipelines, preparing, rollbacks, snapshots
 from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import Layout, trees
@@ -118,6 +118,9 @@ async def _carry_out(shelf: Shelf, tree: Manifest, ref: RefRow | None, resolutio
         snapshots.add(db, tree)
         stale = [] if binding is None else binding.in_index(db)
         if ref is not None:
+            before = snapshots.ref(db, ref.wish)
+            if binding is None and before is not None and before.revision != ref.revision:
+                journal.event(db, "flipped", ref.source, str(ref.revision))
             snapshots.flip(db, ref)
         leases.bind(db, resolution, tree.revision)
         preparing.close(db, resolution)
@@ -127,5 +130,6 @@ async def _carry_out(shelf: Shelf, tree: Manifest, ref: RefRow | None, resolutio
     stale = await shelf.index.write(in_index, durable=True)
     if ref is not None:
         await views.show(shelf, [ref])
+    shelf.room_bell.ring()  # what it named before may go now
     for wish in set(stale) - {ref.wish if ref is not None else ""}:
         await asyncio.to_thread(trees.drop_record, shelf.layout, "refs", f"{wish}.json")

@@ -54,7 +54,21 @@ VERBS = dict(commands(hotshelf))
 class TestEveryVerb:
     def test_the_verbs_of_the_contract_are_there(self) -> None:
         assert set(VERBS) >= {
-            *("acquire", "ls", "show", "pin", "unpin", "evict", "refresh", "rollback", "health", "doctor", "push"),
+            *(
+                "acquire",
+                "ls",
+                "show",
+                "pin",
+                "unpin",
+                "evict",
+                "refresh",
+                "rollback",
+                "health",
+                "doctor",
+                "push",
+                "env",
+                "link",
+            ),
             *("config show", "config validate", "db uri", "db query", "db export"),
             *(f"compile-cache {verb}" for verb in ("info", "ls", "load", "save", "clear", "serve")),
         }

@@ -148,6 +148,8 @@ def test_the_sidecar_is_that_of_the_plain_pod() -> None:
         ("config.socket_mode=0600", "the chart's to set"),
         ("config.idle_exit_s=5", "the chart's to set"),
         ("config.hf.token=hf_x", "no place for credentials"),
+        ("config.hub_mirror.token=x", "no place for credentials"),
+        ("secrets.Bundles=key", "does not match"),
         ("podMonitor.enabled=true", "metricsFrom is empty"),
         ("worker.port=9464", "9464 is hotshelfd's"),
         ("worker.scratch./shelf=1Gi", "something else is mounted there"),

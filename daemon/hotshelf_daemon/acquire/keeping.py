@@ -18,7 +18,7 @@ from hotshelf_daemon.index import blobs, bundles, journal, leases, pipelines, ro
 from hotshelf_daemon.index.leases import PinRow
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import blobs as files
-from hotshelf_daemon.store import hub, model_cache, trees
+from hotshelf_daemon.store import hub, places, trees
 from hotshelf_shared.digest import Digest, Revision
 from hotshelf_shared.errors import NotFound
 from hotshelf_shared.source import Source
@@ -137,6 +137,7 @@ class Keeping:
             raise NotFound(f"{target!r} is not pinned")
         await asyncio.to_thread(trees.drop_record, self._shelf.layout, "pins", f"{_pin_record(canonical)}.json")
         self._count_pins()
+        self._shelf.room_bell.ring()
 
     async def pin_configured(self, wanted: Iterable[str]) -> None:
         """Makes the pins that the configuration asks for, and ends those that it no longer does."""
@@ -184,7 +185,7 @@ class Keeping:
 
             damaged = await self._shelf.index.write(change, durable=True)
             await asyncio.to_thread(hub.hide, self._shelf.layout, wrong)
-            await asyncio.to_thread(model_cache.hide, self._shelf.layout, damaged)
+            await asyncio.to_thread(places.hide, self._shelf.layout, damaged)
             for digest in wrong:
                 await asyncio.to_thread(files.quarantine, self._shelf.layout, digest)
             return damaged

@@ -173,6 +173,7 @@ class Preparer:
         if idle:
             for id_ in await self._shelf.index.write(give_back):
                 await asyncio.to_thread(files.drop_ingest, self._shelf.layout, id_)
+            self._shelf.room_bell.ring()
 
     async def prepare(self, want: Want, resolution: Resolution, gauge: Gauge, *, prefetch: bool) -> RefRow:
         """The resolution as a ready snapshot with a ref. Raises Changed when its origin moved on meanwhile."""

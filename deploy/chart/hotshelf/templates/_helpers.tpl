@@ -59,6 +59,9 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- fail (printf "config.%s is the chart's to set (see store)" $key) -}}
 {{- end -}}
 {{- end -}}
+{{- if hasKey ($config.hub_mirror | default dict) "token" -}}
+{{- fail "config.hub_mirror.token: a ConfigMap is no place for credentials; give token_file, out of a Secret in `secrets`" -}}
+{{- end -}}
 {{- if hasKey ($config.hf | default dict) "token" -}}
 {{- fail "config.hf.token: a ConfigMap is no place for credentials; give HF_TOKEN in daemon.env, out of a Secret" -}}
 {{- end -}}

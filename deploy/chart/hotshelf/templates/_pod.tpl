@@ -72,6 +72,9 @@ securityContext:
     {{- range $origin, $secret := .Values.credentials }}
     - {name: origin-{{ $origin }}, mountPath: {{ printf "/etc/hotshelf/credentials/%s" $origin | quote }}, readOnly: true}
     {{- end }}
+    {{- range $name, $secret := .Values.secrets }}
+    - {name: secret-{{ $name }}, mountPath: {{ printf "/etc/hotshelf/secrets/%s" $name | quote }}, readOnly: true}
+    {{- end }}
 {{- end -}}
 
 {{/* Between pods nothing is shared but the shelf, so the socket lies on it too. */}}
@@ -125,6 +128,10 @@ securityContext:
   configMap: {name: {{ include "hotshelf.name" . }}}
 {{- range $origin, $secret := .Values.credentials }}
 - name: origin-{{ $origin }}
+  secret: {secretName: {{ $secret | quote }}, defaultMode: 0440}
+{{- end }}
+{{- range $name, $secret := .Values.secrets }}
+- name: secret-{{ $name }}
   secret: {secretName: {{ $secret | quote }}, defaultMode: 0440}
 {{- end }}
 {{- end -}}
