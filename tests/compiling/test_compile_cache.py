@@ -372,6 +372,13 @@ def test_what_vllm_compiled_is_saved_once_it_is_ready_and_is_there_before_the_ne
     assert vllm.serve(of("v3"), url=serving.url, timeout_s=30) is SKIPPED
 
 
+def test_without_anything_of_vllm_s_nothing_is_saved_for_it(make: Callable[..., Cache], tmp_path: pathlib.Path) -> None:
+    where = {"inductor": lay(tmp_path / "inductor", COMPILED), "vllm": tmp_path / "none"}
+    cache = dataclasses.replace(make(), where=where, main="vllm")
+    assert answered(cache.save) is ERROR
+    assert cache.load() is MISSING
+
+
 def test_a_server_that_never_gets_ready_is_given_up_and_nothing_is_saved(
     make: Callable[..., Cache], tmp_path: pathlib.Path
 ) -> None:

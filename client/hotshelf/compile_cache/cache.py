@@ -67,7 +67,7 @@ class Cache:
                 self.settings.work_dir, "save", most=self.settings.max_saves, patience_s=SLOT_TIMEOUT_S
             ) as folder:
                 taken = compiling.gather(folder / "gathered", self.where)
-                if not taken.files:
+                if not (folder / "gathered" / self.main).is_dir():
                     raise CacheError(f"there is no compile cache in {self.where[self.main]}: compile something first")
                 _check_room(folder, taken.size)
                 kept = compiling.keep(
