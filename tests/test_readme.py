@@ -112,6 +112,8 @@ def test_no_block_of_the_readme_is_left_untested() -> None:
         "lora_mode=",
         "style.yaml",
         "bundles: {key_file",
+        "load_compile_cache",  # tests/compiling runs it, and the commands
+        "compile-cache info",
         "B2_BUCKET",
         "store:",
         "hotshelfd --config",

@@ -18,5 +18,11 @@ def main() -> int:
     return run()
 
 
+def serve_compile_cache() -> int:
+    """The command `b10-compile-cache`: `hotshelf compile-cache serve` under b10-transfer's name."""
+    sys.argv[1:1] = ["compile-cache", "serve"]
+    return main()
+
+
 if __name__ == "__main__":
     sys.exit(main())

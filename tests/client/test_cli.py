@@ -70,6 +70,7 @@ class TestEveryVerb:
                 "link",
             ),
             *("config show", "config validate", "db uri", "db query", "db export"),
+            *(f"compile-cache {verb}" for verb in ("info", "ls", "load", "save", "clear", "serve")),
         }
 
     @pytest.mark.parametrize("name", VERBS)
@@ -78,7 +79,7 @@ class TestEveryVerb:
         assert f"hotshelf {name}" in shown.split("Example:")[1]
         assert f"[{'|'.join(FORMATS)}]" in shown
 
-    @pytest.mark.parametrize("name", ["evict", "unpin", "rollback"])
+    @pytest.mark.parametrize("name", ["evict", "unpin", "rollback", "compile-cache clear"])
     def test_what_destroys_has_a_dry_run(self, name: str) -> None:
         assert "dry_run" in {parameter.name for parameter in VERBS[name].params}
 

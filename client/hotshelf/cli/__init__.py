@@ -8,12 +8,41 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from hotshelf.cli import baking, build, consumers, daemon, demo, index, leasing, linking, looking, shelf, truss, turning
+from hotshelf.cli import (
+    baking,
+    build,
+    compile_cache,
+    consumers,
+    daemon,
+    demo,
+    index,
+    leasing,
+    linking,
+    looking,
+    shelf,
+    truss,
+    turning,
+)
 from hotshelf.cli.verb import hotshelf
 
 __all__ = ["hotshelf", "run"]
 
-for group in (leasing, shelf, looking, turning, daemon, index, baking, build, consumers, linking, truss, demo):
+_GROUPS = (
+    leasing,
+    shelf,
+    looking,
+    turning,
+    daemon,
+    index,
+    baking,
+    build,
+    compile_cache,
+    consumers,
+    linking,
+    truss,
+    demo,
+)
+for group in _GROUPS:
     for verb in group.VERBS:
         hotshelf.add_command(verb)
 
