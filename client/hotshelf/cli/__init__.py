@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from hotshelf.cli import baking, build, consumers, daemon, demo, index, leasing, shelf, truss, turning
+from hotshelf.cli import baking, build, consumers, daemon, demo, index, leasing, shelf, truss, turning, worker
 from hotshelf.cli.verb import hotshelf
 
 __all__ = ["hotshelf", "run"]
 
-for group in (leasing, shelf, turning, daemon, index, baking, build, consumers, truss, demo):
+for group in (leasing, shelf, turning, daemon, index, baking, build, consumers, truss, worker, demo):
     for verb in group.VERBS:
         hotshelf.add_command(verb)
 
