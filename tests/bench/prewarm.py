@@ -2,7 +2,7 @@
 
     python -m tests.bench.prewarm [--rounds N] [--gigabytes 2]
 
-A StableDiffusionPipeline of float16 weights, random ones, on the shelf and in the page cache. Interleaved; medians of the
+A StableDiffusionPipeline of float16 weights on the shelf and in the page cache. Interleaved; medians of the
 rounds and of their ratios. `process` is the same without a pipeline: what a script costs that does nothing.
 """
 
@@ -26,13 +26,6 @@ from tests.worker.prewarmed import HOTSHELF, zygote
 _READY = (
     "import sys, hotshelf; pipe = hotshelf.load_pipeline(sys.argv[1], dtype='float16', snapshot=False); print('{}', flush=True)"
 )
-_DRAWS = """
-import sys, torch, hotshelf
-torch.set_num_threads(2)
-pipe = hotshelf.load_pipeline(sys.argv[1], dtype="float16", snapshot=False)
-pipe("a", num_inference_steps=1, height=64, width=64, output_type="np")
-print(torch.get_num_threads(), flush=True)
-"""
 
 
 def large(folder: pathlib.Path, gigabytes: float) -> int:
@@ -46,7 +39,7 @@ def large(folder: pathlib.Path, gigabytes: float) -> int:
             blocks += 1
     unet = unet.to(torch.float16).to_empty(device="cpu")
     for weights in unet.parameters():
-        weights.data.uniform_(-0.01, 0.01)
+        weights.data.fill_(0.01)
     pipe = StableDiffusionPipeline(**{**pipe.components, "unet": unet}, requires_safety_checker=False).to(torch.float16)
     pipe.save_pretrained(folder)
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -99,9 +92,9 @@ def main() -> None:
             for what, values in taken.items():
                 print(f"{what}: {spread(values)} s (median, quartiles)")
             print(f"ratio: median {statistics.median(ratios):.3f}, from {min(ratios):.3f} to {max(ratios):.3f}; target 0.1")
-            draws = seconds([*ways["forked"], warm.script(_DRAWS, "draws.py"), "large"], environment, warm.folder)
-            print(f"a forked worker has drawn after {draws[0]:.1f} s with {draws[1]} threads")
-    save("prewarm", {"bytes": size, "ratio": spread(ratios), **{what: spread(values) for what, values in taken.items()}})
+            save(
+                "prewarm", {"bytes": size, "ratio": spread(ratios), **{what: spread(values) for what, values in taken.items()}}
+            )
 
 
 if __name__ == "__main__":
