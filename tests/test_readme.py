@@ -138,6 +138,8 @@ def test_no_block_of_the_readme_is_left_untested() -> None:
         "helm install",
         "flowchart",
         "hotshelf ls",
+        "hotshelf worker",
+        "painter.py",
     )
     assert [text for _, text in BLOCKS if not any(words in text for words in tested)] == []
 
@@ -195,6 +197,20 @@ def test_the_seed_variables_are_all_that_one_bucket_needs(seaweedfs: SeaweedFS, 
     text = text.replace("handler.py", str(ROOT / "deploy" / "handler.py"))
     environment = clean_environment(AWS_ENDPOINT_URL=seaweedfs.endpoint_url, XDG_RUNTIME_DIR=str(tmp_path))
     assert '"image"' in shell(text, tmp_path, environment)
+
+
+@pytest.mark.torch
+def test_a_worker_is_kept_and_another_is_forked_beside_it_as_shown(daemon: Daemon, tmp_path: pathlib.Path) -> None:
+    [port] = free_ports(1)
+    kept = block("sh", "--prewarm").replace("0.0.0.0:8000", f"127.0.0.1:{port}").strip()
+    beside = block("sh", "worker painter.py").strip()
+    (tmp_path / "painter.py").write_text(block("python", "painter.py"))
+    health = f"python -c 'import urllib.request as r; print(r.urlopen(\"http://127.0.0.1:{port}/health\").status)'"
+    ready = f"until {health} 2>/dev/null; do kill -0 $zygote; sleep 0.2; done"
+    both = f"{kept} 2>log & zygote=$!\n{ready}\n{beside}\nkill $zygote\nwait $zygote || true"
+    said = shell(both, tmp_path, {**daemon.environment, "HOTSHELF_ZYGOTE": str(tmp_path / "own" / "z")})
+    assert said == "200\n"
+    assert (tmp_path / "painted.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_configuration_of_the_readme_is_accepted(tmp_path: pathlib.Path) -> None:

@@ -22,6 +22,7 @@ from hotshelf.cli import (
     shelf,
     truss,
     turning,
+    worker,
 )
 from hotshelf.cli.verb import hotshelf
 
@@ -40,6 +41,7 @@ _GROUPS = (
     consumers,
     linking,
     truss,
+    worker,
     demo,
 )
 for group in _GROUPS:
