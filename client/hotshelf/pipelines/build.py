@@ -14,7 +14,8 @@ from hotshelf.pipelines import loading, needs, overrides
 from hotshelf.pipelines import loras as adapters
 from hotshelf.pipelines.files import Files
 from hotshelf.pipelines.fitting import modules_of
-from hotshelf.pipelines.loading import constructing, place
+from hotshelf.pipelines.lastmile import place
+from hotshelf.pipelines.loading import constructing
 from hotshelf.pipelines.memory import BaseKey, ComponentKey, PipelineCache
 from hotshelf.pipelines.offloading import offload
 from hotshelf.pipelines.order import PipelineOrder
@@ -204,7 +205,7 @@ def _loaded(order: PipelineOrder, files: Files, parts: Mapping[str, Any], weight
             given[one.name] = overrides.load(one, order, files, cls, reading)
     mapped = not reading.tree(files, given)
     pipe = loading.load(order, files, given, cls=cls, weights=weights, mapped=mapped)
-    place(pipe, order.device)
+    reading.copied.update(place(pipe, order.device).to_json())
     return pipe
 
 

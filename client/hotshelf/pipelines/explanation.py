@@ -43,6 +43,7 @@ def record(order: PipelineOrder, files: Files, built: Built, phases: Mapping[str
         "device": built.device,
         "served_from": built.served_from,
         "reading": built.reading.how,
+        "copied": built.reading.copied,
         "snapshot": snapshot,
         "phases": {name: round(seconds, 4) for name, seconds in phases.items()},
     }

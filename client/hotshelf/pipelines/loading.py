@@ -183,19 +183,6 @@ def check_index(index: Mapping[str, Any]) -> None:
         )
 
 
-def place(pipe: Any, device: str | None) -> None:
-    if device is None:
-        return
-    try:
-        pipe.to(device)
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise
-        raise HotshelfError(
-            f"the pipeline does not fit on {device}: {first_line(error)}", hint="Free memory there, or load it in float16."
-        ) from error
-
-
 def first_line(error: BaseException) -> str:
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)[:300]

@@ -30,11 +30,14 @@ def way(library: str, kind: str) -> str:
 class Reading:
     """What is read for one pipeline: of each component that was not in memory, its file system and the way.
 
-    Both methods are called before the component is loaded, say whether diffusers is not to map it, and read what must be read
+    `copied` says how weights went on from there to the device.
+
+    Its methods are called before the component is loaded, say whether diffusers is not to map it, and read what must be read
     ahead. They raise AccessDenied or IntegrityError for a file that cannot be read.
     """
 
     how: dict[str, dict[str, Any]] = field(default_factory=dict)
+    copied: dict[str, Any] = field(default_factory=dict)
 
     def tree(self, files: Files, given: Collection[str]) -> bool:
         """The pipeline snapshot or the base, without the components that are `given`."""
