@@ -6,7 +6,7 @@ import argparse
 import runpy
 import sys
 
-BENCHMARKS = ("hit", "load", "fetch", "limited", "ready", "build")
+BENCHMARKS = ("hit", "load", "fetch", "limited", "ready", "build", "compile")
 
 
 def main() -> None:

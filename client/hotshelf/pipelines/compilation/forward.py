@@ -97,7 +97,7 @@ class JustInTime(Place):
 
 
 class AheadOfTime(Place):
-    """Runs packages. `look(form)` finds or begins to make the one for a form; `reload` is asked again while it is made."""
+    """Runs packages. `look(form)` finds the one for a form or begins to make it; `discard` hears of one that does not load."""
 
     def __init__(
         self, module: torch.nn.Module, report: Report, look: Callable[[Form], Item], discard: Callable[[Item, str], None]
@@ -148,22 +148,26 @@ class AheadOfTime(Place):
     def _load(self, form: Form) -> Package:
         """Raises Unfit as long as there is none."""
         began = time.monotonic()
-        item = self._items.get(form)
-        if item is None or item.state is State.ABSENT:
-            if len(self._items) >= MOST_KINDS and form not in self._items:
-                raise Unfit(f"it was called in more than {MOST_KINDS} ways")
-            is_new = item is None
-            item = self._items[form] = self._look(form)
-            self._report.took(time.monotonic() - began)
-            if is_new:
-                self._report.looked(item, is_hit=item.state is State.READY)
-        if item.state is not State.READY or item.folder is None:
-            raise Unfit(item.why or f"there is none yet for {shapes_of(form)}: {item.state.value}")
+        item = self._found(form)
         try:
+            if item.state is not State.READY or item.folder is None:
+                raise Unfit(item.why or f"there is none yet for {shapes_of(form)}: {item.state.value}")
             package = self._packages[form] = Package(item.folder / MODEL, self.module)
         except HotshelfError as error:
             self._discard(item, error.message)
             raise
+        finally:
+            self._report.took(time.monotonic() - began)
         self._report.served(item.source)
-        self._report.took(time.monotonic() - began)
         return package
+
+    def _found(self, form: Form) -> Item:
+        known = self._items.get(form)
+        if known is not None and known.state is not State.ABSENT:
+            return known
+        if known is None and len(self._items) >= MOST_KINDS:
+            raise Unfit(f"it was called in more than {MOST_KINDS} ways")
+        item = self._items[form] = self._look(form)
+        if known is None:
+            self._report.looked(item, is_hit=item.state is State.READY)
+        return item

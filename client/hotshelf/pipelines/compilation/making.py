@@ -27,7 +27,6 @@ from hotshelf.pipelines.loading import first_line
 if TYPE_CHECKING:
     import torch
 
-_NICENESS = 10
 _SPREAD = 0.05
 #: How far apart native code and plain torch may be, of the largest value.
 _TOLERANCE = {"float32": 1e-3, "float64": 1e-3, "bfloat16": 6e-2, "float16": 2e-2}
@@ -42,8 +41,6 @@ _SETTINGS = {
 def main() -> None:
     wish = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_asker, args=(wish["folder"],), daemon=True).start()
-    with contextlib.suppress(OSError):
-        os.nice(_NICENESS)
     harden()
     answer = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
