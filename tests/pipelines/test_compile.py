@@ -216,6 +216,10 @@ def test_adapters_are_drawn_plainly_whenever_they_come(aot: Any, library: Librar
     late.set_adapters(["late"], [0.7])
     assert draw(late) == wanted
     assert "changed after it was loaded" in how(late)["why"]
+    plainly = how(late)["calls"]["eager"]
+    late.unload_lora_weights()
+    assert apart(draw(late), library.plain_image(base)) < CLOSE
+    assert how(late)["calls"]["eager"] == plainly, "the package fits again"
 
 
 def test_a_copy_of_a_compiled_denoiser_is_a_plain_one(aot: Any, library: Library, base: pathlib.Path) -> None:

@@ -6,6 +6,7 @@ Two modules of one structure are one graph. A LoRA, FreeU, fused projections, an
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,13 @@ if TYPE_CHECKING:
     import torch
 
 _ATOMS = (type(None), bool, int, float, str)
-#: A module's own bookkeeping, and what libraries note on it that no forward reads.
+#: What libraries note on a module for themselves, and no forward reads: that it once had adapters, say.
 _NOTES = frozenset(
-    {"_parameters", "_buffers", "_modules", "_internal_dict", "_compiled_call_impl", "_hf_peft_config_loaded", "peft_config"}
-    | {"_non_persistent_buffers_set", "_is_hf_initialized", "_is_full_backward_hook"}
+    {"_internal_dict", "_hf_peft_config_loaded", "peft_config", "_safe_fusing", "lora_scale", "_is_hf_initialized"}
+)
+#: A module's own bookkeeping, which is looked at by itself or says nothing.
+_OWN = frozenset(
+    {"_parameters", "_buffers", "_modules", "_compiled_call_impl", "_non_persistent_buffers_set", "_is_full_backward_hook"}
 )
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
@@ -25,7 +29,8 @@ def lines(module: torch.nn.Module) -> list[str]:
     """A line for every submodule and every tensor."""
     found = []
     for path, part in module.named_modules():
-        plain = {name: _plain(value) for name, value in vars(part).items() if name not in _NOTES and "_hook" not in name}
+        said = {name: value for name, value in vars(part).items() if name not in _NOTES | _OWN and "_hook" not in name}
+        plain = {name: _plain(value) for name, value in said.items()}
         hooks = sum(len(vars(part).get(name, ())) for name in _HOOKS)
         kind = f"{type(part).__module__}.{type(part).__qualname__}"
         found.append(f"{path} {kind} {json.dumps(plain, sort_keys=True)}{f' hooks: {hooks}' if hooks else ''}")
@@ -69,6 +74,10 @@ class Watch:
 
     def is_changed(self) -> bool:
         try:
-            return any(self._hooks) or any(live != was for live, was in self._dicts)
+            return any(self._hooks) or any(live != was and _said(live) != _said(was) for live, was in self._dicts)
         except Exception:  # tensors that differ cannot be compared
             return True
+
+
+def _said(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in attributes.items() if name not in _NOTES}
