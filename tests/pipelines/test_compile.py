@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -345,6 +346,29 @@ def test_what_cannot_be_made_says_why_and_is_tried_once(library: Library, built:
     shop.make(client, wish, keep=True)
     assert shop.finish(1)
     shop.close()
+
+
+def test_whoever_asked_and_is_gone_leaves_no_compiler_and_no_folder_behind(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "made"
+    folder.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-m", "hotshelf.pipelines.compilation.making"], stdin=subprocess.PIPE, start_new_session=True
+    ) as child:
+        assert child.stdin is not None
+        child.stdin.write(json.dumps({"folder": str(folder)}).encode() + b"\n")
+        child.stdin.close()
+        assert child.wait(60) == -signal.SIGKILL
+    assert not folder.exists()
+
+
+def test_a_process_makes_so_many_packages_and_no_more(built: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workshop, "MOST_MADE", 0)
+    shop, client = workshop.Workshop(), client_of(built)
+    wish = workshop.Wish(BundleName.of("nowhere", "other"), {}, {})
+    item = shop.find(client, wish)
+    shop.make(client, wish, keep=True)
+    assert item.state is workshop.State.ABSENT
+    assert "hotshelf build" in str(item.why)
 
 
 # ---- compiled at the first call

@@ -31,6 +31,8 @@ from hotshelf_shared.errors import HotshelfError, IntegrityError
 DESCRIPTION = "package.json"
 #: How long the first call of its kind may wait for the daemon.
 LOOK_S = 10.0
+#: What jobs ask for may not keep a worker's processors busy for ever.
+MOST_MADE = 32
 _HAND_IN_S = 600.0
 _MAKE_S = 3600.0
 _NOTE_BYTES = 4096
@@ -77,6 +79,7 @@ class Workshop:
         self._items: dict[BundleName, Item] = {}
         self._lock = threading.Lock()
         self._folder: Path | None = None
+        self._made = 0
         self._background = Background()
         self._child: subprocess.Popen[bytes] | None = None
 
@@ -107,6 +110,10 @@ class Workshop:
         with item.lock:
             if item.state is not State.ABSENT:
                 return
+            if self._made >= MOST_MADE:
+                item.why = f"this process has made {MOST_MADE} packages: `hotshelf build` makes more"
+                return
+            self._made += 1
             item.state = State.MAKING
         self._background.submit(lambda: self._make(client, wish, item, keep=keep))
 
