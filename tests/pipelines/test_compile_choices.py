@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+import hotshelf
+from hotshelf import compiling
 from hotshelf.pipelines.compilation import calls, choice, structure
 from hotshelf.pipelines.compilation.ahead import Plan, Size
 from hotshelf.pipelines.order import PipelineOrder
 from hotshelf_shared.errors import InvalidRequest
 from tests.pipelines import tiny
-from tests.pipelines.conftest import Library
+from tests.pipelines.conftest import Library, draw
 
 pytestmark = pytest.mark.torch
 PLAIN = choice.Looks("UNet", has_repeated_blocks=True, has_adapters=False, is_plain=True)
@@ -68,6 +70,20 @@ def test_adapters_are_seen_where_they_lie(library: Library) -> None:
     unet_only = library.plain(library.sd, [(library.lora("sd", "kohya", seed=5), 0.7)])
     assert choice.look(unet_only.unet).has_adapters
     assert not choice.look(library.plain(library.sd).unet).has_adapters
+
+
+def test_whatever_prevents_compiling_is_a_reason_and_no_error(
+    library: Library, load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> str:
+        raise RuntimeError("no such processor")
+
+    monkeypatch.setattr(compiling, "environment_key", broken)
+    pipe = load(library.sd, compile="regional")
+    assert draw(pipe) == library.plain_image(library.sd)
+    said = hotshelf.explain(pipe)["compile"]
+    assert (said["mode"], said["runs"]) == ("regional", "eager")
+    assert "no such processor" in said["why"]
 
 
 # ---- what makes one graph of two modules

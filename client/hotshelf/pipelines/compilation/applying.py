@@ -24,6 +24,7 @@ from hotshelf.pipelines.compilation.calls import Form, anywhere
 from hotshelf.pipelines.compilation.forward import AheadOfTime, JustInTime, Place
 from hotshelf.pipelines.compilation.report import Report
 from hotshelf.pipelines.compilation.workshop import LOOK_S, Item, State, Wish, workshop
+from hotshelf.pipelines.loading import first_line
 from hotshelf.pipelines.order import PipelineOrder
 from hotshelf_shared.bundle import BundleName
 from hotshelf_shared.errors import HotshelfError
@@ -64,9 +65,9 @@ class Compilation:
                 compiling.gather(folder, compiling.places())
                 outcome = compiling.keep(self.client, self.name, folder, timeout=_HAND_IN_S).outcome
             self.report.body["kept"] = "known" if outcome is compiling.Outcome.OTHER else "saved"
-        except HotshelfError as error:
+        except (HotshelfError, OSError) as error:
             self.report.body["kept"] = "failed"
-            self.report.fell_back(f"what was compiled was not kept: {error.message}")
+            self.report.fell_back(f"what was compiled was not kept: {first_line(error)}")
 
     def leave(self) -> None:
         for place in self.places:
@@ -100,9 +101,11 @@ def apply(pipe: Any, order: PipelineOrder, client: Client, attention: str) -> Re
             found.name = graph.of_pipeline(type(pipe).__name__, denoisers)
             _bring(client, found.name, report)
             found.places = [_just_in_time(module, chosen.runs, found) for module in denoisers.values()]
-    except HotshelfError as error:
+    except Exception as error:  # whatever a compiler dies of: the pipeline draws without it
+        for part in (part for module in denoisers.values() for part in module.modules()):
+            part._compiled_call_impl = None
         report.body["runs"] = "eager"
-        report.fell_back(error.message)
+        report.fell_back(f"it cannot be compiled here: {first_line(error)}")
         return report
     for place in found.places:
         place.install()

@@ -25,6 +25,7 @@ from typing import Any
 from hotshelf import compiling
 from hotshelf.client import Client
 from hotshelf.pipelines.background import FINISH_S, Background
+from hotshelf.pipelines.loading import first_line
 from hotshelf_shared.bundle import BundleName
 from hotshelf_shared.errors import HotshelfError, IntegrityError
 
@@ -138,8 +139,8 @@ class Workshop:
             try:
                 outcome = compiling.keep(client, wish.name, package, timeout=_HAND_IN_S).outcome
                 item.kept = "known" if outcome is compiling.Outcome.OTHER else "saved"
-            except HotshelfError as error:
-                item.why, item.kept = f"the package was not kept: {error.message}", "failed"
+            except (HotshelfError, OSError) as error:
+                item.why, item.kept = f"the package was not kept: {first_line(error)}", "failed"
 
     def _ask_a_child(self, wish: Wish, folder: Path) -> str | None:
         """Why it could not be made, or None: then it is in `folder`/made. The compiler's scratch is gone again."""
