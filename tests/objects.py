@@ -67,6 +67,15 @@ def safetensors(seed: object, size: int) -> bytes:
     return len(text).to_bytes(8, "little") + text + noise(seed, count)
 
 
+def tensors(*names: str, **metadata: str) -> bytes:
+    """A valid safetensors file with tensors of these names, a byte each."""
+    body: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
+    body |= {name: {"dtype": "U8", "shape": [1], "data_offsets": [at, at + 1]} for at, name in enumerate(names)}
+    text = json.dumps(body, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + bytes(range(len(names)))
+
+
 def model(seed: object = 0, *, unet: int = 96 << 10, text_encoder: int = 48 << 10, vae: int = 32 << 10, **files: bytes) -> Tree:
     """A Stable Diffusion pipeline as a tree: 11 files. Sizes are of the weight files; `files` adds or replaces.
 

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 import hotshelf.demo
+from hotshelf.client import Client
 from hotshelf_daemon.config import load
 from hotshelf_daemon.origin import s3
 from tests import objects
@@ -25,6 +26,7 @@ from tests.servers.child import clean_environment
 from tests.servers.hub import Hub
 from tests.servers.ports import free_ports
 from tests.servers.seaweedfs import SeaweedFS
+from tests.waiting import wait_until
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -109,6 +111,9 @@ def test_no_block_of_the_readme_is_left_untested() -> None:
         "image = pipe(",
         "lora_mode=",
         "style.yaml",
+        "bundles: {key_file",
+        "load_compile_cache",  # tests/compiling runs it, and the commands
+        "compile-cache info",
         "B2_BUCKET",
         "store:",
         "hotshelfd --config",
@@ -119,6 +124,7 @@ def test_no_block_of_the_readme_is_left_untested() -> None:
         "mirrors:",
         "r2.cloudflarestorage",
         "hotshelf env",
+        "hotshelf link",
         "model_cache:",
         "import-truss",
         "s3:GetObject",
@@ -132,6 +138,8 @@ def test_no_block_of_the_readme_is_left_untested() -> None:
         "helm install",
         "flowchart",
         "hotshelf ls",
+        "hotshelf worker",
+        "painter.py",
     )
     assert [text for _, text in BLOCKS if not any(words in text for words in tested)] == []
 
@@ -191,12 +199,41 @@ def test_the_seed_variables_are_all_that_one_bucket_needs(seaweedfs: SeaweedFS, 
     assert '"image"' in shell(text, tmp_path, environment)
 
 
+@pytest.mark.torch
+def test_a_worker_is_kept_and_another_is_forked_beside_it_as_shown(daemon: Daemon, tmp_path: pathlib.Path) -> None:
+    [port] = free_ports(1)
+    kept = block("sh", "--prewarm").replace("0.0.0.0:8000", f"127.0.0.1:{port}").strip()
+    beside = block("sh", "worker painter.py").strip()
+    (tmp_path / "painter.py").write_text(block("python", "painter.py"))
+    health = f"python -c 'import urllib.request as r; print(r.urlopen(\"http://127.0.0.1:{port}/health\").status)'"
+    ready = f"until {health} 2>/dev/null; do kill -0 $zygote; sleep 0.2; done"
+    both = f"{kept} 2>log & zygote=$!\n{ready}\n{beside}\nkill $zygote\nwait $zygote || true"
+    said = shell(both, tmp_path, {**daemon.environment, "HOTSHELF_ZYGOTE": str(tmp_path / "own" / "z")})
+    assert said == "200\n"
+    assert (tmp_path / "painted.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_configuration_of_the_readme_is_accepted(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(block("yaml", "store:"))
     settings = load({"config": str(file)}, {}).settings
     assert settings.names["sdxl"].pin
     assert settings.origins["minio"].addressing_style == "path"
+
+
+@pytest.mark.needs("openssl")
+def test_a_compile_cache_is_shared_between_nodes_as_shown(
+    seaweedfs: SeaweedFS, bucket: str, prefix: str, tmp_path: pathlib.Path
+) -> None:
+    text = block("yaml", "bundles: {key_file").replace("s3://weights/built", f"s3://{bucket}/{prefix}")
+    settings = yaml.safe_load(text.replace("/etc/hotshelf", str(tmp_path))) | {"origins": {"it": seaweedfs.settings(bucket)}}
+    shell("(umask 077; openssl rand -hex 32 > bundles.key)", tmp_path, clean_environment())
+    (tmp_path / "archive").write_bytes(objects.noise("cache", 30_000))
+    with Daemon(tmp_path / "one", **settings) as one, Daemon(tmp_path / "two", **settings) as two:
+        Client(one.socket, one.store).put_bundle("h200-torch2.13", "9f2c", tmp_path / "archive")
+        wait_until(lambda: "bundle published" in one.log_text, what="the bundle to be published")
+        with Client(two.socket, two.store).acquire("bundle:h200-torch2.13/9f2c") as lease:
+            assert (lease.path / "archive").read_bytes() == (tmp_path / "archive").read_bytes()
 
 
 def test_the_services_of_the_readme_are_accepted_and_each_bucket_is_one_s(tmp_path: pathlib.Path) -> None:
@@ -294,6 +331,22 @@ def test_a_shelf_is_baked_as_shown(configuration: dict[str, object], tmp_path: p
 def test_a_program_that_knows_nothing_of_us_reads_a_configured_name(daemon: Daemon, tmp_path: pathlib.Path) -> None:
     assert daemon.acquire("sdxl").status == 200
     shell(block("sh", "hotshelf env"), tmp_path, {**daemon.environment, "HOME": str(tmp_path)})
+
+
+def test_other_programs_folders_are_filled_as_shown(daemon: Daemon, tmp_path: pathlib.Path) -> None:
+    for name in ("sdxl", "style"):
+        assert daemon.acquire(name).status == 200
+    environment = {**daemon.environment, "HOTSHELF_STORE": str(daemon.store), "HOME": str(tmp_path)}
+    said = shell(block("sh", "hotshelf link"), tmp_path, environment).splitlines()
+    comfyui, webui = tmp_path / "comfyui-models", tmp_path / "webui-models"
+    assert f"--extra-model-paths-config {comfyui}/extra_model_paths.yaml" in said
+    assert f"--lora-dir {webui}/models/Lora" in said
+    assert f"export HF_HUB_CACHE={tmp_path}/.cache/huggingface/hub" in said
+    pink = (DATA / "loras/pink/pink.safetensors").read_bytes()
+    assert (comfyui / "loras" / "style.safetensors").read_bytes() == pink
+    assert (webui / "models/Lora" / "style.safetensors").read_bytes() == pink
+    assert (comfyui / "diffusers" / "sdxl" / "model_index.json").is_file()
+    assert "models--shelf--sdxl" in os.listdir(tmp_path / ".cache/huggingface/hub")
 
 
 def test_a_truss_is_imported_as_shown_and_lies_where_truss_puts_it(

@@ -103,6 +103,12 @@ class AsyncClient:
     async def snapshot(self, target: str) -> dict[str, Any]:
         return await self._run(lambda client: client.snapshot(target))
 
+    async def why(self, source: str) -> dict[str, Any]:
+        return await self._run(lambda client: client.why(source))
+
+    async def collect(self, *, dry_run: bool = False) -> dict[str, Any]:
+        return await self._run(lambda client: client.collect(dry_run=dry_run))
+
     async def pins(self) -> list[dict[str, Any]]:
         return await self._run(Client.pins)
 
@@ -137,6 +143,9 @@ class AsyncClient:
 
     async def bundle(self, environment_key: str, graph_key: str) -> dict[str, Any]:
         return await self._run(lambda client: client.bundle(environment_key, graph_key))
+
+    async def bundles(self, environment_key: str | None = None) -> list[dict[str, Any]]:
+        return await self._run(lambda client: client.bundles(environment_key))
 
     async def pin(self, target: str) -> dict[str, Any]:
         return await self._run(lambda client: client.pin(target))

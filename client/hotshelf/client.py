@@ -168,6 +168,10 @@ class Client:
         """One snapshot, by revision, source or name, with its manifest."""
         return self._ask("GET", f"/v1/snapshots/{_quoted(target)}")
 
+    def why(self, source: str) -> dict[str, Any]:
+        """Why a source or name is here, or is not: ``{"source", "summary", "refs", "leases", "pins", "requests", …}``."""
+        return self._ask("GET", f"/v1/why?source={_quoted(source)}")
+
     def pins(self) -> list[dict[str, Any]]:
         return self._list("/v1/pins", "pins")
 
@@ -211,6 +215,10 @@ class Client:
         """A bundle that this process may lease as ``bundle:ENVIRONMENT/GRAPH``. Raises NotFound."""
         return handing.bundle(self.transport, environment_key, graph_key)
 
+    def bundles(self, environment_key: str | None = None) -> list[dict[str, Any]]:
+        """Those on the shelf that this process may lease, of one environment or of all; by name, without their paths."""
+        return handing.bundles(self.transport, environment_key)
+
     # ---- the operator's verbs
 
     def pin(self, target: str) -> dict[str, Any]:
@@ -250,6 +258,10 @@ class Client:
         if target is not None:
             body["revision"] = target if target.startswith("sha256:") else self.snapshot(target)["revision"]
         return self._ask("POST", "/v1/verify", body, timeout_s=VERIFY_TIMEOUT_S)
+
+    def collect(self, *, dry_run: bool = False) -> dict[str, Any]:
+        """Removes what no snapshot holds: ``{"dry_run", "blobs": […], "ingests": […], "freed_bytes"}``."""
+        return self._ask("POST", "/v1/collect", {"dry_run": dry_run}, timeout_s=VERIFY_TIMEOUT_S)
 
     def _ask(self, method: str, path: str, body: object = None, *, timeout_s: float = LOOK_TIMEOUT_S) -> dict[str, Any]:
         answer = ask(self.transport, method, path, body, deadline=time.monotonic() + timeout_s)

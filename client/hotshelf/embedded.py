@@ -10,13 +10,12 @@ import fcntl
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
-from stat import S_ISDIR
 
+from hotshelf import private
 from hotshelf.transport import Channel, Transport
 from hotshelf_shared.errors import BadConfiguration, DaemonUnavailable
 
@@ -39,12 +38,7 @@ def wanted(autostart: bool | None) -> bool:
 
 def default_socket(store: str) -> str:
     """A socket of this user for this store, where no `/run` is writable: the same for every process that names the store."""
-    base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-    folder = f"{base}/hotshelf-{os.getuid()}"
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    seen = os.lstat(folder)
-    if not S_ISDIR(seen.st_mode) or seen.st_uid != os.getuid() or seen.st_mode & 0o022:
-        raise BadConfiguration(f"{folder} is not a private folder of uid {os.getuid()}", hint="Set HOTSHELF_SOCKET.")
+    folder = private.folder(hint="Set HOTSHELF_SOCKET.")
     return f"{folder}/{sha256(os.path.realpath(store).encode()).hexdigest()[:16]}.sock"
 
 

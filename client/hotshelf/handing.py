@@ -11,6 +11,7 @@ from typing import Any
 
 from hotshelf.transport import Transport, ask
 from hotshelf_shared.bundle import BundleName
+from hotshelf_shared.bundle import environment_key as check_environment_key
 from hotshelf_shared.digest import Digest
 from hotshelf_shared.errors import HotshelfError, InvalidRequest
 from hotshelf_shared.manifest import Manifest
@@ -71,6 +72,14 @@ def put_bundle(
 def bundle(transport: Transport, environment_key: str, graph_key: str) -> dict[str, Any]:
     at = _bundle_at(environment_key, graph_key)
     return _answer(ask(transport, "GET", at, deadline=time.monotonic() + LOOK_TIMEOUT_S), f"GET {at}")
+
+
+def bundles(transport: Transport, environment_key: str | None) -> list[dict[str, Any]]:
+    at = "/v1/bundles" if environment_key is None else f"/v1/bundles/{check_environment_key(environment_key)}"
+    answer = _answer(ask(transport, "GET", at, deadline=time.monotonic() + LOOK_TIMEOUT_S), f"GET {at}")
+    if not isinstance(found := answer.get("bundles"), list):
+        raise HotshelfError(f"the answer to GET {at} has no bundles")
+    return found
 
 
 def _bundle_at(environment_key: str, graph_key: str) -> str:

@@ -17,20 +17,24 @@ from hotshelf_daemon import janitor, page, probes, server, views
 from hotshelf_daemon.acquire import (
     Binder,
     BundleBinder,
+    BundleOutbox,
     Bundles,
     Desk,
+    Explaining,
     Freshness,
     HandIns,
     Keeping,
     Leasing,
     Names,
+    PipelineOutbox,
     Pipelines,
     Preparer,
-    Published,
     Publisher,
     Refreshing,
     Repositories,
     Turning,
+    published_bundles,
+    published_pipelines,
 )
 from hotshelf_daemon.config import Loaded, Settings
 from hotshelf_daemon.index import file_system_of, open_index, set_aside
@@ -153,26 +157,27 @@ async def running(shelf: Shelf, stopping: asyncio.Event | None = None) -> AsyncI
         return Retrying(Counting(origin, metrics), settings.fetch.attempts)
 
     names = Names(settings)
-    shelf.shown, shelf.folders = names.shown(), names.folders()
+    shelf.shown, shelf.places = names.shown(), names.places()
     ingests = Ingests(shelf)
-    published = Published(shelf, Directory(settings.hasty(), lambda origin: Counting(origin, metrics)))
-    pipelines = Pipelines(shelf, published)
+    hasty = Directory(settings.hasty(), lambda origin: Counting(origin, metrics))
+    pipelines = Pipelines(shelf, published_pipelines(shelf, hasty))
+    bundles = Bundles(shelf, published_bundles(shelf, hasty))
     directory = Directory(settings, decorated, lambda mirror: Counting(mirror, metrics))
-    preparer = Preparer(shelf, directory, ingests, pipelines)
+    preparer = Preparer(shelf, directory, ingests, pipelines=pipelines, bundles=bundles)
     freshness = Freshness(shelf, preparer)
     leasing = Leasing(shelf)
     keeping = Keeping(shelf, names, preparer)
-    bundles = Bundles(shelf, keeping.condemn)
     hand_ins = HandIns(shelf, preparer, ingests.receiver)
-    publisher = Publisher(shelf, pipelines)
-    binder = Binder(shelf, names, pipelines, hand_ins, version=hotshelf_version(), on_bound=publisher.wake)
+    built, compiled = Publisher(shelf, PipelineOutbox(shelf, pipelines)), Publisher(shelf, BundleOutbox(shelf, bundles))
+    binder = Binder(shelf, names, pipelines, hand_ins, version=hotshelf_version(), on_bound=built.wake)
     calls = server.Calls(
         shelf=shelf,
         desk=Desk(shelf, names, preparer, freshness, leasing, pipelines=pipelines, bundles=bundles),
         leasing=leasing,
         keeping=keeping,
+        explaining=Explaining(shelf, names),
         handing=server.Handing(hand_ins, binder, pipelines),
-        bundling=server.Bundling(BundleBinder(shelf, names, bundles, hand_ins), bundles),
+        bundling=server.Bundling(BundleBinder(shelf, names, bundles, hand_ins, on_bound=compiled.wake), bundles),
         turns=server.Turns(Refreshing(shelf, names, preparer), Turning(shelf, names)),
         version=hotshelf_version(),
         began=time.monotonic(),
@@ -185,8 +190,9 @@ async def running(shelf: Shelf, stopping: asyncio.Event | None = None) -> AsyncI
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(ingests.drain)
         stack.push_async_callback(freshness.stop)
-        stack.push_async_callback(publisher.stop)
-        publisher.start()
+        for publisher in (built, compiled):
+            stack.push_async_callback(publisher.stop)
+            publisher.start()
         warming = asyncio.create_task(asyncio.to_thread(directory.warm))
         stack.callback(warming.cancel)
         listening = await stack.enter_async_context(_unix(calls, shelf))
@@ -234,7 +240,7 @@ async def _unix(calls: server.Calls, shelf: Shelf) -> AsyncIterator[Callable[[],
 @contextlib.asynccontextmanager
 async def _tcp(app: web.Application, setting: str, listen: str) -> AsyncIterator[None]:
     host, port = probes.address(listen)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()

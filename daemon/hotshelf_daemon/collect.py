@@ -17,11 +17,11 @@ from hotshelf_daemon.plan import Eviction, HeldSnapshot, Holdings
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import blobs as files
 from hotshelf_daemon.store import bundles as bundle_folders
-from hotshelf_daemon.store import hub, model_cache, trees
+from hotshelf_daemon.store import hub, places, trees
 from hotshelf_daemon.store import pipelines as folders
 from hotshelf_shared.bundle import BundleName
 from hotshelf_shared.digest import Digest, Revision
-from hotshelf_shared.errors import InUse
+from hotshelf_shared.errors import InsufficientSpace, InUse
 
 
 async def make_room(shelf: Shelf, need: int, *, active: Iterable[str], evict: bool = True, full: bool = False) -> int:
@@ -87,6 +87,7 @@ async def _carry_out(shelf: Shelf, chosen: Eviction, reason: str) -> None:
     gone = await shelf.index.write(lambda db: _take(shelf, db, chosen, reason), durable=True)
     await asyncio.to_thread(_remove_files, shelf, gone, chosen)
     await finish_deletions(shelf)
+    shelf.room_bell.ring()
     if gone.snapshots:
         shelf.metrics.evictions.labels(reason).inc(len(gone.snapshots))
 
@@ -122,7 +123,7 @@ def _is_claimed(db: sqlite3.Connection, digest: Digest) -> bool:
 
 
 def _remove_files(shelf: Shelf, gone: _Gone, chosen: Eviction) -> None:
-    model_cache.hide(shelf.layout, gone.snapshots)
+    places.hide(shelf.layout, gone.snapshots)
     for key in gone.keys:
         folders.remove(shelf.layout, key)
     for name, revision in gone.bundles:
@@ -159,6 +160,12 @@ async def evict(shelf: Shelf, revision: Revision, *, reason: str) -> int:
         freed = sum(stock.blobs[blob] for blob in loose)
         await apply(shelf, Eviction(snapshots=(revision,), blobs=loose, freed=freed), reason)
         return freed
+
+
+def may_end(db: sqlite3.Connection, refusal: InsufficientSpace) -> bool:
+    """Whether there would be room if all that holds it now, and is not pinned, let go."""
+    lacking = refusal.details.get("lacking_bytes")
+    return isinstance(lacking, int) and lacking <= leases.passing_bytes(db)
 
 
 async def collect(shelf: Shelf, *, active: Callable[[], Iterable[str]], dry_run: bool) -> Eviction:

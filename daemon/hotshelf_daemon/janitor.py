@@ -39,6 +39,7 @@ async def run(shelf: Shelf, leasing: Leasing, hand_ins: HandIns, preparer: Prepa
             if time.monotonic() - swept >= SWEEP_S:
                 swept = time.monotonic()
                 await sweep(shelf, preparer)
+                shelf.room_bell.ring()  # the disk may have more room by now, whoever made it
         except HotshelfError as error:
             log.warning("the janitor could not finish", extra={"code": error.code, "why": error.message})
 

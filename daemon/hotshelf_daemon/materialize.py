@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hotshelf_daemon import views
-from hotshelf_daemon.index import blobs, handed_in, leases, pipelines, preparing, rollbacks, snapshots
+from hotshelf_daemon.index import blobs, bundles, handed_in, journal, leases, pipelines, preparing, rollbacks, snapshots
 from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import Layout, trees
+from hotshelf_daemon.store import bundles as bundle_folders
 from hotshelf_daemon.store import pipelines as folders
 from hotshelf_shared.built import Built
+from hotshelf_shared.bundle import Bundle
 from hotshelf_shared.digest import Digest
 from hotshelf_shared.errors import Conflict
 from hotshelf_shared.manifest import Manifest
@@ -79,6 +81,40 @@ class PipelineBinding:
         return stale
 
 
+@dataclass(frozen=True, slots=True)
+class BundleBinding:
+    """An archive that is to be the bundle of its name. `builder` is the uid whose hand-in becomes it; ours for one that came
+    from the prefix `published_to`.
+
+    `unsound` was looked into and cannot be served: it is in nobody's way.
+    """
+
+    bundle: Bundle
+    builder: int
+    unsound: Bundle | None
+    published_to: str | None = None
+
+    def check_free(self, shelf: Shelf) -> None:
+        row = shelf.index.read(lambda db: bundles.find(db, self.bundle.name))
+        if row is None or not row.is_ready or row.bundle.digest == self.bundle.digest or row.bundle == self.unsound:
+            return
+        if any(map(shelf.trusts, row.builders)) or not shelf.trusts(self.builder):
+            raise Conflict(
+                f"bundle:{self.bundle.name} is {row.bundle.digest}; {self.bundle.digest} is another archive",
+                hint="The first one stays until it is evicted: lease that one.",
+                key=str(self.bundle.name),
+            )
+
+    def on_disk(self, layout: Layout) -> None:
+        bundle_folders.put(layout, self.bundle)
+
+    def in_index(self, db: sqlite3.Connection) -> list[str]:
+        bundles.put(db, self.bundle, published_to=self.published_to)
+        bundles.add_builder(db, self.bundle.name, self.builder)
+        handed_in.let_go(db, [(self.bundle.digest, self.builder)])
+        return []
+
+
 async def materialize(
     shelf: Shelf,
     tree: Manifest,
@@ -118,6 +154,9 @@ async def _carry_out(shelf: Shelf, tree: Manifest, ref: RefRow | None, resolutio
         snapshots.add(db, tree)
         stale = [] if binding is None else binding.in_index(db)
         if ref is not None:
+            before = snapshots.ref(db, ref.wish)
+            if binding is None and before is not None and before.revision != ref.revision:
+                journal.event(db, "flipped", ref.source, str(ref.revision))
             snapshots.flip(db, ref)
         leases.bind(db, resolution, tree.revision)
         preparing.close(db, resolution)
@@ -127,5 +166,6 @@ async def _carry_out(shelf: Shelf, tree: Manifest, ref: RefRow | None, resolutio
     stale = await shelf.index.write(in_index, durable=True)
     if ref is not None:
         await views.show(shelf, [ref])
+    shelf.room_bell.ring()  # what it named before may go now
     for wish in set(stale) - {ref.wish if ref is not None else ""}:
         await asyncio.to_thread(trees.drop_record, shelf.layout, "refs", f"{wish}.json")

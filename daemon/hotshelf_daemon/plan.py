@@ -12,6 +12,7 @@ from typing import Any
 from hotshelf_daemon.objects import OriginObject
 from hotshelf_daemon.provenance import Vouched
 from hotshelf_shared.built import Built
+from hotshelf_shared.bundle import Bundle
 from hotshelf_shared.digest import Digest, Revision
 from hotshelf_shared.errors import InsufficientSpace, TooLarge
 from hotshelf_shared.manifest import FileEntry, Manifest
@@ -42,8 +43,8 @@ class Resolution:
     published: bool
     wish: str
     commit: str | None = None
-    #: What a pipeline's published document says it is: bound when its files are here.
-    built: Built | None = None
+    #: What a published document says it is: bound when its files are here.
+    built: Built | Bundle | None = None
     #: What a trusted key has signed, where the origin's configuration requires that: every file of it will be held to it.
     vouched: Vouched | None = None
     #: The revision of the published manifest, which has these files and those that patterns and policy left out.

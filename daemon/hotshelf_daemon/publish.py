@@ -1,8 +1,9 @@
-"""Onto a bucket, content-named, so that a pull knows every digest before the first byte: `hotshelf push`, and pipelines.
+"""Onto a bucket, content-named, so that a pull knows every digest before the first byte: `hotshelf push`, and what was built.
 
 The order: blobs, then the manifest under its revision and who vouches for it under revision and key (all immutable, cacheable
-for ever), then what names it and is never cached: `hotshelf.json`, or `pipelines/KEY.json`. What dies half-way has published
-nothing, and the next one sends only the rest: `origin.Sender` sees to that, file by file and part by part.
+for ever), then what names it and is never cached: `hotshelf.json`, `pipelines/KEY.json` or `bundles/ENVIRONMENT/GRAPH.json`.
+What dies half-way has published nothing, and the next one sends only the rest: `origin.Sender` sees to that, file by file and
+part by part.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from hotshelf_daemon.config import Settings
 from hotshelf_daemon.origin import ATTEMPTS, Outgoing, Sender, Upload, again, digest_and_crc64nvme, opened, upload_to
 from hotshelf_daemon.policy import Policy
 from hotshelf_daemon.provenance import SIGNATURE, PublicKey, SigningKey, sign
-from hotshelf_shared.built import MAX_BUILT_BYTES, Built
+from hotshelf_shared.built import MAX_BUILT_BYTES
 from hotshelf_shared.digest import Digest, Revision
 from hotshelf_shared.errors import HotshelfError, IntegrityError, InvalidRequest, NotFound
 from hotshelf_shared.manifest import MAX_MANIFEST_BYTES, FileEntry, Manifest, parse_json
@@ -127,32 +128,47 @@ class Stopped(Exception):
     """The daemon is ending: what was not sent yet is sent by the next one."""
 
 
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """What was built here, for the other nodes: a tree, and the document that names it.
+
+    `name` is the document's below the prefix, without its ending. `is_this` says of what lies there already whether it stands
+    for this very tree; None when nobody would believe it, so that this one takes its place.
+    """
+
+    name: str
+    document: bytes
+    tree: Manifest
+    is_this: Callable[[bytes], bool | None]
+
+
 def publish_built(
-    built: Built, blob_path: Callable[[Digest], str], where: Source, settings: Settings, stopped: Callable[[], bool]
+    parcel: Parcel, blob_path: Callable[[Digest], str], where: Source, settings: Settings, stopped: Callable[[], bool]
 ) -> bool:
-    """A pipeline for the other nodes, its document last; False when another tree of that key was published first.
+    """For the other nodes, its document last; False when another tree was published under that name first.
 
     Raises Stopped, NotFound (a blob was evicted meanwhile, no bucket), AccessDenied, OriginUnavailable.
     """
     target = upload_to(settings, where.authority)
     folder = f"{where.path}/" if where.path else ""
-    document = f"{folder}pipelines/{built.key}.json"
+    document = f"{folder}{parcel.name}.json"
 
     def check() -> None:
         if stopped():
             raise Stopped
 
-    if (there := _again(lambda: target.read(document, MAX_BUILT_BYTES))) is not None:
-        return _is_revision(there, built)
+    there = _again(lambda: target.read(document, MAX_BUILT_BYTES))
+    if there is not None and (is_this := parcel.is_this(there)) is not None:
+        return is_this
     try:
-        blobs = [_blob(digest, size, blob_path(digest), folder) for digest, size in built.tree.blobs().items()]
+        blobs = [_blob(digest, size, blob_path(digest), folder) for digest, size in parcel.tree.blobs().items()]
         Sender(target, _Gauge(blobs, str(where), lambda _: None, check)).send(blobs)
     except FileNotFoundError as error:
         raise NotFound(f"the blob {os.path.basename(error.filename)} is held no more") from error
     check()
-    manifest = f"{folder}manifests/{built.revision.hex}.json"
-    _again(lambda: target.put(manifest, built.tree.canonical(), cache_control=IMMUTABLE))
-    _again(lambda: target.put(document, built.canonical(), cache_control=MUTABLE))
+    manifest = f"{folder}manifests/{parcel.tree.revision.hex}.json"
+    _again(lambda: target.put(manifest, parcel.tree.canonical(), cache_control=IMMUTABLE))
+    _again(lambda: target.put(document, parcel.document, cache_control=MUTABLE))
     return True
 
 
@@ -171,13 +187,6 @@ def _published(target: Upload, folder: str) -> frozenset[Digest]:
         return frozenset(Manifest.parse(data).blobs()) if data is not None and Digest.of(data) == revision else frozenset()
     except (HotshelfError, AttributeError):
         return frozenset()  # it only saves sending
-
-
-def _is_revision(document: bytes, built: Built) -> bool:
-    try:
-        return Built.parse(document, built.key).revision == built.revision
-    except IntegrityError:
-        return False  # whatever it is, it is not ours to replace
 
 
 def _walk(directory: str, without: str | None) -> list[_Local]:

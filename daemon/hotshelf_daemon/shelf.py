@@ -68,6 +68,20 @@ class Hand:
             self._lock.release()
 
 
+class Bell:
+    """Rung when there may be more room than before. Whoever asks `next` and then looks misses no ring."""
+
+    def __init__(self) -> None:
+        self._next = asyncio.Event()
+
+    def next(self) -> asyncio.Event:
+        return self._next
+
+    def ring(self) -> None:
+        self._next.set()
+        self._next = asyncio.Event()
+
+
 @dataclass(slots=True)
 class Shelf:
     settings: Settings
@@ -77,12 +91,13 @@ class Shelf:
     #: What bundles are signed with; nothing else is, and nobody else has it.
     bundle_key: bytes = field(repr=False)
     hand: Hand = field(default_factory=Hand)
+    room_bell: Bell = field(default_factory=Bell)
     #: Leases granted while the index could not be written, by id: collection heeds them like those in the index.
     unwritten: dict[str, LeaseRow] = field(default_factory=dict)
     #: The configured names that a wish, by its key, has below hub/.
     shown: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    #: The folders that it has below model_cache/.
-    folders: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    #: The places that it has below names/ and model_cache/.
+    places: dict[str, tuple[str, ...]] = field(default_factory=dict)
     #: Raises BadConfiguration when the keys that origins require cannot be read.
     keyring: Keyring = field(init=False)
 

@@ -1,5 +1,6 @@
 """Which of what is held shows to whoever holds no lease: below `hub/` the hub's own repositories, and configured names as
-`shelf/NAME`; below `model_cache/` what Truss's list names, where Truss would put it.
+`shelf/NAME`; below `names/` configured names again, each at a path that stays; below `model_cache/` what Truss's list names,
+where Truss would put it.
 
 What shows there is read by programs that hold no lease. So what the configuration wants shown (`view`) is pinned, and what
 goes leaves the view before its bytes do. What may not be served does not show either.
@@ -16,9 +17,9 @@ from dataclasses import replace
 from hotshelf_daemon.index import snapshots
 from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.shelf import Shelf
-from hotshelf_daemon.store import hub, model_cache
+from hotshelf_daemon.store import hub, places
 from hotshelf_daemon.store.hub import Entry
-from hotshelf_daemon.store.model_cache import Place
+from hotshelf_daemon.store.places import Place
 from hotshelf_shared.digest import Revision
 from hotshelf_shared.errors import HotshelfError
 from hotshelf_shared.source import Source
@@ -30,7 +31,7 @@ ORGANISATION = "shelf"
 
 def revisions(shelf: Shelf, db: sqlite3.Connection) -> set[Revision]:
     """What refs name that show: somebody may be reading it without a lease."""
-    return {ref.revision for ref in snapshots.refs(db) if _shows(shelf, ref) or ref.wish in shelf.folders}
+    return {ref.revision for ref in snapshots.refs(db) if _shows(shelf, ref) or ref.wish in shelf.places}
 
 
 def _shows(shelf: Shelf, ref: RefRow) -> bool:
@@ -47,9 +48,9 @@ async def show(shelf: Shelf, refs: Sequence[RefRow]) -> None:
     if any(_shows(shelf, ref) for ref in refs):
         found = await shelf.index.look(lambda db: [entry for ref in refs for entry in _of(shelf, db, ref)])
         await asyncio.to_thread(_show, shelf, found)
-    if any(ref.wish in shelf.folders for ref in refs):
-        places = await shelf.index.look(lambda db: [place for ref in refs for place in _places(shelf, db, ref)])
-        await asyncio.to_thread(_place, shelf, places)
+    if any(ref.wish in shelf.places for ref in refs):
+        wanted = await shelf.index.look(lambda db: [place for ref in refs for place in _places(shelf, db, ref)])
+        await asyncio.to_thread(_place, shelf, wanted)
 
 
 async def reconcile(shelf: Shelf) -> None:
@@ -57,9 +58,9 @@ async def reconcile(shelf: Shelf) -> None:
     found = await shelf.index.look(lambda db: [entry for ref in reversed(snapshots.refs(db)) for entry in _of(shelf, db, ref)])
     await asyncio.to_thread(hub.keep_only, shelf.layout, found)
     await asyncio.to_thread(_show, shelf, found)
-    places = await shelf.index.look(lambda db: [place for ref in snapshots.refs(db) for place in _places(shelf, db, ref)])
-    await asyncio.to_thread(model_cache.keep_only, shelf.layout, places)
-    await asyncio.to_thread(_place, shelf, places)
+    wanted = await shelf.index.look(lambda db: [place for ref in snapshots.refs(db) for place in _places(shelf, db, ref)])
+    await asyncio.to_thread(places.keep_only, shelf.layout, wanted)
+    await asyncio.to_thread(_place, shelf, wanted)
 
 
 def _of(shelf: Shelf, db: sqlite3.Connection, ref: RefRow) -> Iterator[Entry]:
@@ -73,17 +74,19 @@ def _named(shelf: Shelf, db: sqlite3.Connection, ref: RefRow) -> Iterator[Entry]
         return
     for name in shelf.shown.get(ref.wish, ()):
         yield Entry(ORGANISATION, name, ref.revision.hex[:40], {})
-    if ref.commit is not None:
-        source = Source.parse(ref.source)
+    source = Source.parse(ref.source)
+    # The hub may have an organisation of that name too: nobody who reads a configured name is to get what is theirs.
+    if ref.commit is not None and source.authority != ORGANISATION:
         yield Entry(source.authority, source.path, ref.commit, {}, None if source.is_fixed else source.ref or "main")
 
 
 def _places(shelf: Shelf, db: sqlite3.Connection, ref: RefRow) -> Iterator[Place]:
-    folders = shelf.folders.get(ref.wish, ())
+    folders = shelf.places.get(ref.wish, ())
     if folders and _is_served(shelf, db, ref):
         file = next(iter(snapshots.manifest(db, ref.revision))) if ref.kind == "file" else None
-        for folder in folders:  # an object's own key is that file, any other folder holds it
-            yield Place(folder, ref.revision, file if file is not None and folder.endswith(f"/{file}") else None)
+        for folder in folders:  # for Truss an object's own key is that file; any other place holds it
+            is_file = file is not None and folder.startswith("model_cache/") and folder.endswith(f"/{file}")
+            yield Place(folder, ref.revision, file if is_file else None)
 
 
 def _is_served(shelf: Shelf, db: sqlite3.Connection, ref: RefRow) -> bool:
@@ -104,7 +107,7 @@ def _show(shelf: Shelf, some: Iterable[Entry]) -> None:
 def _place(shelf: Shelf, some: Iterable[Place]) -> None:
     for place in some:
         try:
-            model_cache.show(shelf.layout, place)
+            places.show(shelf.layout, place)
         except HotshelfError as error:
             why = {"folder": place.folder, "code": error.code, "why": error.message}
-            log.warning("it does not show below model_cache/", extra=why)
+            log.warning("it does not show where it should", extra=why)

@@ -1,7 +1,8 @@
 """A bundle: a torch compile cache as one archive, under the keys of the environment and the graph that it was made for.
 
 What a worker hands in to bind one, and the signed document that records it (`bundle.json`). A compile cache is code:
-invariant: a document is believed only when `is_signed_with` the daemon's own key, over every field that it has.
+invariant: a document is believed only when `is_signed_with` the daemon's own key, over every field that it has. One that
+comes from a bucket is signed with `publishing_key` of it.
 """
 
 from __future__ import annotations
@@ -38,18 +39,23 @@ class BundleName:
     graph_key: str
 
     @classmethod
-    def of(cls, environment_key: object, graph_key: object) -> Self:
+    def of(cls, environment: object, graph: object) -> Self:
         """Raises InvalidRequest."""
-        return cls(_key(environment_key, "an environment key"), _key(graph_key, "a graph key"))
+        return cls(environment_key(environment), _key(graph, "a graph key"))
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Raises InvalidRequest."""
-        environment_key, _, graph_key = text.partition("/")
-        return cls.of(environment_key, graph_key)
+        environment, _, graph = text.partition("/")
+        return cls.of(environment, graph)
 
     def __str__(self) -> str:
         return f"{self.environment_key}/{self.graph_key}"
+
+
+def environment_key(value: object) -> str:
+    """Raises InvalidRequest."""
+    return _key(value, "an environment key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +141,14 @@ class Bundle:
         if bundle.canonical() != data:
             raise IntegrityError("the document of a bundle is not in its canonical form")
         return bundle
+
+
+def publishing_key(key: bytes) -> bytes:
+    """What documents for other nodes are signed with: a daemon also signs what strangers bound, for those strangers only.
+
+    Who may write the bucket could otherwise put such a document there, for everybody.
+    """
+    return hmac.new(key, b"hotshelf: published bundles", hashlib.sha256).digest()
 
 
 def _key(value: object, what: str) -> str:

@@ -6,7 +6,7 @@ import argparse
 import runpy
 import sys
 
-BENCHMARKS = ("hit", "load", "fetch", "limited", "ready", "build", "compile")
+BENCHMARKS = ("hit", "load", "fetch", "limited", "ready", "build", "prewarm", "compile")
 
 
 def main() -> None:

@@ -54,8 +54,23 @@ VERBS = dict(commands(hotshelf))
 class TestEveryVerb:
     def test_the_verbs_of_the_contract_are_there(self) -> None:
         assert set(VERBS) >= {
-            *("acquire", "ls", "show", "pin", "unpin", "evict", "refresh", "rollback", "health", "doctor", "push"),
+            *(
+                "acquire",
+                "ls",
+                "show",
+                "pin",
+                "unpin",
+                "evict",
+                "refresh",
+                "rollback",
+                "health",
+                "doctor",
+                "push",
+                "env",
+                "link",
+            ),
             *("config show", "config validate", "db uri", "db query", "db export"),
+            *(f"compile-cache {verb}" for verb in ("info", "ls", "load", "save", "clear", "serve")),
         }
 
     @pytest.mark.parametrize("name", VERBS)
@@ -64,7 +79,7 @@ class TestEveryVerb:
         assert f"hotshelf {name}" in shown.split("Example:")[1]
         assert f"[{'|'.join(FORMATS)}]" in shown
 
-    @pytest.mark.parametrize("name", ["evict", "unpin", "rollback"])
+    @pytest.mark.parametrize("name", ["evict", "unpin", "rollback", "compile-cache clear"])
     def test_what_destroys_has_a_dry_run(self, name: str) -> None:
         assert "dry_run" in {parameter.name for parameter in VERBS[name].params}
 

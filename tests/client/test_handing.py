@@ -170,6 +170,18 @@ def test_keys_that_are_none_are_refused_before_anything_is_sent(
         client.bundle(environment, graph)
 
 
+@pytest.mark.parametrize("environment", [None, "cpu-x86_64"])
+def test_bundles_are_listed_of_one_environment_or_of_all(client: Client, daemon: FakeDaemon, environment: str | None) -> None:
+    at = "/v1/bundles" if environment is None else f"/v1/bundles/{environment}"
+    daemon.looks["GET", at] = lambda _: Reply({"bundles": [{"graph_key": "9f2c"}]})
+    assert client.bundles(environment) == [{"graph_key": "9f2c"}]
+    daemon.looks["GET", at] = lambda _: Reply({"bundles": None})
+    with pytest.raises(HotshelfError, match="has no bundles"):
+        client.bundles(environment)
+    with pytest.raises(InvalidRequest):
+        client.bundles("../status")
+
+
 def test_a_compile_cache_goes_from_one_worker_to_the_next(make_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
     """On a real daemon, from folder to folder."""
     daemon = make_daemon()
@@ -181,6 +193,9 @@ def test_a_compile_cache_goes_from_one_worker_to_the_next(make_daemon: Callable[
     other = AsyncClient(socket=daemon.socket)
     told = asyncio.run(other.put_bundle("cpu-x86_64", "9f2c", tmp_path / "archive"))
     assert told == client.bundle("cpu-x86_64", "9f2c") == asyncio.run(other.bundle("cpu-x86_64", "9f2c"))
+    listed = {name: part for name, part in told.items() if name != "path"}
+    assert client.bundles() == client.bundles("cpu-x86_64") == asyncio.run(other.bundles("cpu-x86_64")) == [listed]
+    assert client.bundles("cpu-aarch64") == asyncio.run(other.bundles("cpu-aarch64")) == []
     with client.acquire("bundle:cpu-x86_64/9f2c") as lease:
         assert lease.kind == "bundle"
         assert lease.files["archive"] == packed

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import secrets
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,30 +12,13 @@ from hotshelf.client import Client
 from hotshelf.compiling import Outcome, fetch, keep
 from hotshelf_shared.bundle import BundleName
 from hotshelf_shared.errors import DaemonUnavailable, IntegrityError, InvalidRequest, TooLarge
-from tests.client.archives import TARS, archive_naming, archive_of
-from tests.compiling.test_directories import lay, tree_of
+from tests.client.archives import archive_of
+from tests.compiling.conftest import lay, tree_of
 from tests.daemon.bundling import folder_of, forge, share
 from tests.daemon.workers import Worker
 from tests.daemon_process import Daemon
 
 TREE = {"inductor/ab/c.so": b"\x7fELF" * 300, "inductor/fxgraph/x": b"graph"}
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    with Daemon(tmp_path_factory.mktemp("shelf")) as daemon:
-        yield daemon
-
-
-@pytest.fixture
-def name() -> BundleName:
-    """Another one for each test."""
-    return BundleName.of(f"torch_{secrets.token_hex(8)}", "unet_1")
-
-
-@pytest.fixture
-def client(daemon: Daemon) -> Client:
-    return Client(daemon.socket, daemon.store)
 
 
 def leases(daemon: Daemon) -> int:
@@ -80,17 +61,6 @@ def test_another_environment_s_and_another_graph_s_are_not_fetched(
     keep(client, name, lay(tmp_path / "a", TREE), timeout=30)
     for foreign in (BundleName.of("torch_h100", name.graph_key), BundleName.of(name.environment_key, "unet_2")):
         assert fetch(client, foreign, tmp_path / "b", timeout=30) is None
-
-
-@pytest.mark.parametrize("hostile", [*TARS.values(), archive_naming(["inductor/a"], b"\0" * (64 << 20))], ids=[*TARS, "a bomb"])
-def test_a_hostile_archive_that_somebody_handed_in_is_refused(
-    daemon: Daemon, client: Client, name: BundleName, tmp_path: pathlib.Path, hostile: bytes
-) -> None:
-    share(Worker(daemon), hostile, f"/v1/bundles/{name}")
-    with pytest.raises((IntegrityError, TooLarge)):
-        fetch(client, name, tmp_path / "b", timeout=30)
-    assert not (tmp_path / "b").exists()
-    assert leases(daemon) == 0
 
 
 def test_bytes_that_were_changed_on_the_volume_after_the_lease_are_not_unpacked(

@@ -14,19 +14,9 @@ import pytest
 
 from hotshelf.compiling import Reuse, counters, gather, merge, places
 from hotshelf_shared.errors import HotshelfError
+from tests.compiling.conftest import lay, tree_of
 
 CACHE = {"ab/cabc.py": b"code", "ab/cabc.so": b"\x7fELF", "fxgraph/zz/fzz/entry": b"graph", "aotautograd/a/entry": b"auto"}
-
-
-def lay(folder: pathlib.Path, tree: dict[str, bytes]) -> pathlib.Path:
-    for name, data in tree.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    return folder
-
-
-def tree_of(folder: pathlib.Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from hotshelf.compiling import environment, graph_key, key_of
+from hotshelf.compiling.environment import accelerator
 from hotshelf_shared.bundle import BundleName
 
 FACTS = {
@@ -71,6 +74,20 @@ def test_graphs_are_told_apart_by_name_and_by_every_part() -> None:
     }
     assert len(keys) == 4
     assert graph_key("sdxl", dict(reversed(parts.items()))) in keys
+
+
+def torch_with(gpu: SimpleNamespace | None, *, cuda: str | None = None, hip: str | None = None) -> SimpleNamespace:
+    there = SimpleNamespace(is_available=lambda: gpu is not None, current_device=lambda: 0, get_device_properties=lambda _: gpu)
+    return SimpleNamespace(cuda=there, version=SimpleNamespace(cuda=cuda, hip=hip))
+
+
+def test_of_a_gpu_its_name_what_it_can_do_and_its_runtime_count() -> None:
+    h100 = SimpleNamespace(name="NVIDIA H100", major=9, minor=0)
+    mi300 = SimpleNamespace(name="AMD Instinct MI300X", gcnArchName="gfx942:sramecc+:xnack-")
+    nvidia, amd = accelerator(torch_with(h100, cuda="12.8")), accelerator(torch_with(mi300, hip="6.4"))
+    assert {"gpu": "NVIDIA H100", "capability": "sm90", "runtime": "cuda-12.8"}.items() <= nvidia.items()
+    assert {"gpu": "AMD Instinct MI300X", "capability": "gfx942:sramecc+:xnack-", "runtime": "rocm-6.4"}.items() <= amd.items()
+    assert accelerator(torch_with(None, cuda="12.8")) == {}  # torch for CUDA, on a machine without a GPU
 
 
 @pytest.mark.torch

@@ -180,6 +180,31 @@ def test_what_a_bundle_stands_for_can_be_asked(bound: Daemon) -> None:
     assert (told["kind"], told["held"], told["files"][0]["digest"]) == ("bundle", True, Digest.of(DATA))
 
 
+def test_bundles_are_listed_by_environment_without_knowing_their_graphs(bound: Daemon) -> None:
+    worker = Worker(bound)
+    share(worker, OTHER_DATA, "/v1/bundles/other-gpu/0001")
+    share(worker, DATA, "/v1/bundles/other-gpu/0000")
+    listed = granted(worker.ask("GET", "/v1/bundles/other-gpu"))["bundles"]
+    assert [(one["graph_key"], one["digest"], one["size"]) for one in listed] == [
+        ("0000", Digest.of(DATA), len(DATA)),
+        ("0001", Digest.of(OTHER_DATA), len(OTHER_DATA)),
+    ]
+    told = granted(worker.ask("GET", "/v1/bundles/other-gpu/0000"))
+    assert {**listed[0], "path": told["path"]} == told
+    assert [one["graph_key"] for one in granted(worker.ask("GET", "/v1/bundles"))["bundles"]] == ["9f2c", "0000", "0001"]
+    assert granted(worker.ask("GET", "/v1/bundles/no-gpu")) == {"bundles": []}
+    refused(worker.ask("GET", "/v1/bundles/..%2F"), "invalid_request")
+    granted(evict(bound, "bundle:other-gpu/0001"))
+    assert [one["graph_key"] for one in granted(worker.ask("GET", "/v1/bundles/other-gpu"))["bundles"]] == ["0000"]
+
+
+def test_what_is_not_signed_with_this_daemon_s_key_is_not_listed(bound: Daemon) -> None:
+    with sqlite3.connect(index_of(bound)) as db:
+        db.execute("UPDATE bundles SET uid = uid + 1")
+    db.close()
+    assert granted(Worker(bound).ask("GET", "/v1/bundles")) == {"bundles": []}
+
+
 def test_a_bundle_larger_than_the_operator_allows_is_refused(make_daemon: MakeDaemon) -> None:
     daemon = make_daemon(bundles={"max_size": 70_000})
     Worker(daemon).put(DATA)
@@ -204,6 +229,8 @@ def test_what_an_untrusted_uid_compiled_is_for_itself_and_the_trusted_only(team:
     granted(Worker(team).lease(BUNDLE))
     refused(Worker(team, OTHER).lease(BUNDLE), "not_found")
     refused(Worker(team, OTHER).ask("GET", AT), "not_found")
+    listed = [len(granted(Worker(team, uid).ask("GET", "/v1/bundles"))["bundles"]) for uid in (WORKER, os.getuid(), OTHER)]
+    assert listed == [1, 1, 0]
 
 
 @pytest.mark.root

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -200,6 +201,31 @@ def test_the_hub_s_endpoint_is_an_address_without_credentials(file: pathlib.Path
     assert of({"HF_ENDPOINT": "http://mirror:8080/hub/"}).settings.hf.endpoint == "http://mirror:8080/hub"
     for wrong in ("mirror", "ftp://mirror", f"https://u:{SECRET}@mirror", "https://mirror?x", "https://mirror:x", "https:///x"):
         assert "hf.endpoint" in refusal(config=written(file, {"hf": {"endpoint": wrong}})).message
+
+
+@pytest.mark.parametrize(
+    ("env", "cache", "variable"),
+    [
+        ({"HF_HOME": "/h", "HUGGINGFACE_HUB_CACHE": "/old", "HF_HUB_CACHE": "/c/"}, "/c", "HF_HUB_CACHE"),
+        ({"HF_HOME": "/h", "HUGGINGFACE_HUB_CACHE": "/old", "HF_HUB_CACHE": ""}, "/old", "HUGGINGFACE_HUB_CACHE"),
+        ({"HF_HOME": "/h"}, "/h/hub", "HF_HOME"),
+        ({"HF_HOME": "~/h"}, os.path.expanduser("~/h/hub"), "HF_HOME"),
+        ({"HF_HOME": "h"}, os.path.abspath("h/hub"), "HF_HOME"),
+    ],
+)
+def test_the_hub_s_cache_is_where_its_library_would_look(
+    file: pathlib.Path, env: dict[str, str], cache: str, variable: str
+) -> None:
+    loaded = of(env, config=written(file, {"hf": {"caches": ["/of/the/file"]}}))
+    assert loaded.settings.hf.caches == [cache]
+    assert row(loaded, "hf.caches")[1] == f"environment {variable}"
+    assert of({**env, "HOTSHELF_HF__CACHES": "[/a, /b]"}).settings.hf.caches == ["/a", "/b"]
+
+
+def test_there_is_no_cache_that_nobody_names_and_none_without_an_absolute_path(file: pathlib.Path) -> None:
+    assert of({"HOME": "/home/somebody", "HF_HOME": ""}).settings.hf.caches == []
+    for wrong in ("hub", "~/hub", ""):
+        assert "hf.caches" in refusal(config=written(file, {"hf": {"caches": [wrong]}})).message
 
 
 @pytest.mark.parametrize(

@@ -16,16 +16,16 @@ from hotshelf_daemon.acquire import (
     Desk,
     Freshness,
     Gauge,
-    Keeping,
     Leasing,
     Names,
     Peer,
     Pipelines,
     Preparer,
-    Published,
     Refreshing,
     Turning,
     Want,
+    published_bundles,
+    published_pipelines,
 )
 from hotshelf_daemon.config import Settings
 from hotshelf_daemon.index import Index, leases
@@ -72,13 +72,13 @@ class House:
         self.origin = origin_type()
         self.ingests = Ingests(self.shelf)
         directory: Any = OneOrigin(self.origin)
-        pipelines = Pipelines(self.shelf, Published(self.shelf, directory))
-        self.preparer = Preparer(self.shelf, directory, self.ingests, pipelines)
+        pipelines = Pipelines(self.shelf, published_pipelines(self.shelf, directory))
+        bundles = Bundles(self.shelf, published_bundles(self.shelf, directory))
+        self.preparer = Preparer(self.shelf, directory, self.ingests, pipelines=pipelines, bundles=bundles)
         self.leasing = Leasing(self.shelf)
         self.names = names = Names(self.settings)
-        self.freshness, keeping = Freshness(self.shelf, self.preparer, clock), Keeping(self.shelf, names, self.preparer)
+        self.freshness = Freshness(self.shelf, self.preparer, clock)
         self.refreshing, self.turning = Refreshing(self.shelf, names, self.preparer), Turning(self.shelf, names)
-        bundles = Bundles(self.shelf, keeping.condemn)
         self.desk = Desk(self.shelf, names, self.preparer, self.freshness, self.leasing, pipelines=pipelines, bundles=bundles)
 
     def want(self, source: str) -> Want:
@@ -87,8 +87,9 @@ class House:
     async def refresh(self, source: str) -> dict[str, Any]:
         return await self.refreshing.refresh(source, Gauge(source), timeout_s=20, is_admin=True)
 
-    async def acquire(self, source: str) -> LeaseAnswer:
-        (answer,) = await self.desk.acquire(AcquireRequest((Wish(Source.parse(source)),)), PEER, Gauge(source))
+    async def acquire(self, source: str, *, timeout_s: float = 60.0) -> LeaseAnswer:
+        order = AcquireRequest((Wish(Source.parse(source)),), timeout_s=timeout_s)
+        (answer,) = await self.desk.acquire(order, PEER, Gauge(source))
         return answer
 
     def put(self, name: str, size: int = 1_000) -> str:
@@ -178,7 +179,8 @@ def test_who_leaves_at_any_moment_leaves_no_lease_and_no_claim(tmp_path: pathlib
 def test_what_is_reserved_for_one_is_no_room_for_another(tmp_path: pathlib.Path) -> None:
     async def story(house: House) -> None:
         sources = [house.put(name, 600) for name in ("one", "two", "three")]
-        answers = await asyncio.gather(*map(house.acquire, sources), return_exceptions=True)
+        asked = [house.acquire(source, timeout_s=2) for source in sources]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
         assert all(isinstance(answer, LeaseAnswer | InsufficientSpace) for answer in answers), answers
         assert sum(isinstance(answer, LeaseAnswer) for answer in answers) == 1
         held = sum(house.shelf.held_bytes().values())

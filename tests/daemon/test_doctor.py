@@ -49,6 +49,13 @@ def test_every_finding_says_how_to_mend_it(settings: Callable[..., Settings]) ->
     assert [finding.level for finding in findings] == sorted(finding.level for finding in findings)
 
 
+def test_a_hub_s_cache_that_cannot_be_read_is_named(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    (tmp_path / "hub").mkdir()
+    [finding] = of("hf.caches", examine(settings(hf={"caches": [str(tmp_path / "hub"), "/nowhere/hub"]})))
+    assert "/nowhere/hub" in finding.message
+    assert "HF_HOME" in finding.fix
+
+
 def test_a_socket_that_nobody_serves_is_named(settings: Callable[..., Settings], tmp_path: Path) -> None:
     stale = socket.socket(socket.AF_UNIX)
     stale.bind(str(tmp_path / "s"))

@@ -10,24 +10,21 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests import objects
 from tests.conftest import BUCKET
-from tests.daemon.conftest import SEGMENT, MakeDaemon, Put
+from tests.daemon import mirroring
+from tests.daemon.conftest import MakeDaemon, Put
 from tests.daemon.looking import rows
+from tests.daemon.mirroring import REPO, TOKEN, TREE, UNET, Start, asked
 from tests.daemon_process import Daemon
 from tests.servers.child import clean_environment
 from tests.servers.hub import Hub
-from tests.servers.ports import free_ports
 from tests.servers.seaweedfs import SeaweedFS
-
-REPO, TOKEN = "org/name", "mirror-canary-81d0-long-enough"
-TREE = objects.model("mirror", unet=5 * SEGMENT + 1_000)
-UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture
@@ -37,35 +34,12 @@ def hub() -> Iterator[Hub]:
         yield running
 
 
-Start = Callable[..., Daemon]
-
-
 @pytest.fixture
 def start(make_daemon: MakeDaemon, hub: Hub) -> Start:
     def begin(**settings: Any) -> Daemon:
-        given = {
-            "hf": {"endpoint": hub.endpoint_url},
-            "hub_mirror": {"token": TOKEN},
-            "page_listen": f"127.0.0.1:{free_ports(1)[0]}",
-            "fetch": {"segment_bytes": SEGMENT, "attempts": 2},
-            "revalidate_s": 600,
-        }
-        return make_daemon(**{**given, **settings})
+        return make_daemon(**{**mirroring.settings(hub), **settings})
 
     return begin
-
-
-def asked(
-    daemon: Daemon, path: str, *, method: str = "GET", token: str | None = TOKEN, **headers: str
-) -> tuple[int, dict[str, str], bytes]:
-    connection = http.client.HTTPConnection(daemon.settings["page_listen"], timeout=60)
-    try:
-        told = {name.replace("_", "-"): value for name, value in headers.items()}
-        connection.request(method, path, headers={**told, **({"Authorization": f"Bearer {token}"} if token else {})})
-        answer = connection.getresponse()
-        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
-    finally:
-        connection.close()
 
 
 def client(daemon: Daemon, folder: pathlib.Path, code: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -254,7 +228,7 @@ def test_small_files_come_together_and_weights_one_by_one(start: Start) -> None:
 def test_what_executes_is_not_served_and_says_so(hub: Hub, start: Start) -> None:
     hub.push(REPO, {**TREE, "setup.py": b"print()"})
     status, headers, _ = asked(start(), f"/{REPO}/resolve/main/setup.py")
-    assert status == 403
+    assert (status, headers["x-error-code"]) == (404, "EntryNotFound")
     assert "setup.py is not served" in headers["x-error-message"]
 
 

@@ -92,6 +92,18 @@ def test_a_new_revision_takes_the_ref_and_leaves_the_old_commit_to_its_readers(m
     assert main.read_text() == commit
 
 
+def test_an_organisation_of_the_hub_that_is_called_as_ours_takes_no_configured_name_s_place(make: Any, source: str) -> None:
+    with Hub() as hub:
+        hub.push("shelf/sdxl", objects.model("somebody else's"))
+        daemon = make(models={"sdxl": {"source": source}}, hf={"endpoint": hub.endpoint_url})
+        granted(daemon.acquire("sdxl"))
+        granted(daemon.acquire("hf://shelf/sdxl"))
+        for _ in range(2):
+            assert (daemon.store / "hub" / "models--shelf--sdxl" / "refs" / "main").read_text() == COMMIT
+            assert commits(daemon, "sdxl") == [COMMIT]
+            daemon.restart()
+
+
 def test_what_is_rolled_back_and_refreshed_shows_so(make: Any, source: str, put: Put) -> None:
     daemon, later = make(models={"sdxl": {"source": source}}), objects.model("later")
     granted(daemon.acquire("sdxl"))

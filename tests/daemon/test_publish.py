@@ -17,14 +17,12 @@ from hypothesis import strategies as st
 from hotshelf_daemon.origin import outgoing
 from hotshelf_daemon.origin.outgoing import PART_BYTES
 from hotshelf_daemon.origin.sending import SMALL_BYTES
-from hotshelf_daemon.publish import PublishReport, Stopped, publish, publish_built
-from hotshelf_shared.built import Built
+from hotshelf_daemon.publish import Parcel, PublishReport, Stopped, publish, publish_built
 from hotshelf_shared.errors import AccessDenied, InvalidRequest, OriginUnavailable
 from hotshelf_shared.source import Source
 from hotshelf_shared.wire import Progress
 from tests import objects
 from tests.conftest import BUCKET
-from tests.daemon.workers import recipe_of
 from tests.faults import origin_cases as spoils
 from tests.faults.scripted_origin import Ask, ScriptedOrigin
 from tests.faults.test_origin import pushing
@@ -313,11 +311,11 @@ def test_progress_counts_bytes_as_they_go_and_a_rate_of_what_was_really_sent(big
 
 
 @pytest.fixture
-def built(big: Big) -> Built:
-    return Built(recipe_of(big.prefix), objects.manifest_of({NAME: big.data}), 0, 0.0, "0")
+def built(big: Big) -> Parcel:
+    return Parcel(f"pipelines/{'0' * 64}", b"{}", objects.manifest_of({NAME: big.data}), lambda _: False)
 
 
-def test_publishing_what_was_built_stops_amid_the_parts_and_goes_on_there(big: Big, recorder: Recorder, built: Built) -> None:
+def test_publishing_what_was_built_stops_amid_the_parts_and_goes_on_there(big: Big, recorder: Recorder, built: Parcel) -> None:
     stop = threading.Event()
     dam = Dam(recorder, big.key, 2)
 
@@ -341,5 +339,5 @@ def test_publishing_what_was_built_stops_amid_the_parts_and_goes_on_there(big: B
     recorder.reset()
     assert go(threading.Event())
     assert set(numbers(part_puts(recorder, big.key))) == set(range(1, big.count + 1)) - there
-    assert {f"pipelines/{built.key}.json", f"manifests/{built.revision.hex}.json"} < big.names()
+    assert {f"{built.name}.json", f"manifests/{built.tree.revision.hex}.json"} < big.names()
     assert big.unfinished() == {}

@@ -13,6 +13,7 @@ import pytest
 from hotshelf_shared.recipe import Recipe
 from tests import objects
 from tests.conftest import BUCKET
+from tests.daemon.buckets import keys, read, write
 from tests.daemon.conftest import MakeDaemon
 from tests.daemon.looking import assert_index_and_disk_agree, granted, names_in, refused, rows, tree_of, value
 from tests.daemon.workers import GROUP, OTHER, WORKER, Worker, recipe_of
@@ -52,22 +53,6 @@ def recipe(prefix: str) -> Recipe:
 @pytest.fixture
 def tree(prefix: str) -> Tree:
     return objects.model(prefix)
-
-
-def keys(seaweedfs: SeaweedFS, below: str) -> list[str]:
-    with seaweedfs.client() as client:
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=below)
-        return sorted(entry["Key"].removeprefix(below) for page in pages for entry in page.get("Contents", ()))
-
-
-def read(seaweedfs: SeaweedFS, key: str) -> bytes:
-    with seaweedfs.client() as client:
-        return client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
-
-
-def write(seaweedfs: SeaweedFS, key: str, data: bytes) -> None:
-    with seaweedfs.client() as client:
-        client.put_object(Bucket=BUCKET, Key=key, Body=data)
 
 
 def await_published(daemon: Daemon, recipe: Recipe) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from queue import Queue
@@ -10,6 +12,7 @@ from urllib.parse import quote
 
 import pytest
 
+from hotshelf_shared.wire import NDJSON
 from tests import objects
 from tests.conftest import BUCKET
 from tests.daemon.conftest import MakeDaemon, Put
@@ -23,7 +26,7 @@ from tests.daemon.looking import (
     tree_of,
     value,
 )
-from tests.daemon_process import Daemon
+from tests.daemon_process import Daemon, UnixConnection
 from tests.objects import Digest
 from tests.servers.recorder import Recorder
 from tests.servers.seaweedfs import SeaweedFS
@@ -133,7 +136,7 @@ def test_what_is_pinned_stays_however_old(small: Daemon, models: Models) -> None
 def test_a_full_shelf_refuses_and_names_who_holds_what(small: Daemon, models: Models) -> None:
     for name in "abc":
         models.acquire(name)
-    problem = refused(small.acquire(models.source("d")), "insufficient_space")
+    problem = refused(small.acquire(models.source("d"), timeout_s=0.3), "insufficient_space")
     assert problem["retryable"]
     holders = problem["details"]["holders"]
     assert {holder["sources"] for holder in holders} == {models.source(name) for name in "abc"}
@@ -149,17 +152,87 @@ def test_a_refusal_costs_the_origin_no_byte_and_evicts_nothing(small: Daemon, mo
     for name in "bc":
         models.acquire(name)
     source = models.source("big", 2 * SIZE)
-    refused(small.acquire(source), "insufficient_space")
+    refused(small.acquire(source, timeout_s=0.3), "insufficient_space")
     assert wire.bytes_for(source.partition(f"{BUCKET}/")[2]) == 0
     assert models.held() == "abc"
 
 
 def test_room_is_there_again_when_a_lease_is_released(small: Daemon, models: Models) -> None:
     leases = [models.acquire(name) for name in "abc"]
-    refused(small.acquire(models.source("d")), "insufficient_space")
+    refused(small.acquire(models.source("d"), timeout_s=0.3), "insufficient_space")
     models.release(leases[1])
     models.acquire("d")
     assert models.held() == "acd"
+
+
+@contextlib.contextmanager
+def queueing(daemon: Daemon, source: str) -> Iterator[Iterator[Any]]:
+    """What is told from then on to somebody who has been told to wait for room."""
+    with contextlib.closing(UnixConnection(daemon.socket, 60)) as connection:
+        connection.request("POST", "/v1/leases", json.dumps({"source": source}), {"Accept": NDJSON})
+        told = map(json.loads, connection.getresponse())
+        assert next(one for one in told if one["event"] != "progress" or one["phase"] == "queue")["event"] == "progress"
+        yield told
+
+
+def test_who_needs_room_waits_until_a_lease_ends(small: Daemon, models: Models) -> None:
+    leases = [models.acquire(name) for name in "abc"]
+    with queueing(small, models.source("d")) as told:
+        assert value(small, "SELECT count(*) FROM v_leases") == 3  # who waits holds nothing
+        models.release(leases[1])
+        *_, last = told
+    assert last["event"] == "ready"
+    assert "queue" in last["lease"]["phases"]
+    assert models.held() == "acd"
+
+
+def test_who_waits_for_room_asks_the_origin_once(small: Daemon, models: Models, wire: Recorder) -> None:
+    leases = [models.acquire(name) for name in "abc"]
+    source = models.source("big", 3 * SIZE)
+    key = source.partition(f"{BUCKET}/")[2]
+    with queueing(small, source) as told:
+        asked = wire.count(prefix=key)
+        for lease in leases:
+            assert (wire.bytes_for(key), wire.count(prefix=key)) == (0, asked)
+            models.release(lease)
+        *_, last = told
+    assert last["event"] == "ready", last
+    assert models.held() == "big"
+
+
+def test_two_who_hold_one_model_each_and_want_another_s_room_do_not_wait_for_each_other(small: Daemon, models: Models) -> None:
+    """Each has a lease that the other's room needs; nobody holds anything while he waits for all of his own."""
+    models.use("ab")
+    third = models.acquire("c")
+    wanted = [[models.source("a"), models.source("x")], [models.source("b"), models.source("y")]]
+
+    def both(sources: list[str]) -> None:
+        for lease in granted(small.call("POST", "/v1/leases", {"sources": sources}, timeout_s=60))["leases"]:
+            models.release(lease)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(both, wanted))
+    assert "c" in models.held()
+    models.release(third)
+
+
+def test_what_is_pinned_is_not_waited_for(small: Daemon, models: Models) -> None:
+    models.use("ab")
+    for name in "ab":
+        pin(small, models.source(name))
+    models.acquire("c")
+    source = models.source("big", 2 * SIZE)
+    refused(small.acquire(source), "insufficient_space")  # at once, though it may wait for a minute
+
+
+def test_who_gives_up_waiting_for_room_leaves_nothing(small: Daemon, models: Models) -> None:
+    for name in "abc":
+        models.acquire(name)
+    with queueing(small, models.source("d")):
+        pass  # and the connection is closed
+    wait_until(lambda: value(small, "SELECT error FROM v_requests ORDER BY id DESC LIMIT 1") == "client_gone")
+    assert value(small, "SELECT count(*) FROM v_leases") == 3
+    assert names_in(small, "ingest") == []
 
 
 def test_what_exceeds_the_budget_never_fits(small: Daemon, models: Models) -> None:
@@ -170,7 +243,7 @@ def test_what_exceeds_the_budget_never_fits(small: Daemon, models: Models) -> No
 def test_several_sources_fit_together_or_not_at_all(small: Daemon, models: Models) -> None:
     models.acquire("a")
     wanted = [models.source(name) for name in "bcd"]
-    refused(small.call("POST", "/v1/leases", {"sources": wanted}), "insufficient_space")
+    refused(small.call("POST", "/v1/leases", {"sources": wanted, "timeout_s": 0.3}), "insufficient_space")
     assert value(small, "SELECT count(*) FROM v_leases") == 1
     leases = granted(small.call("POST", "/v1/leases", {"sources": wanted[:2]}))["leases"]
     assert len(leases) == 2
@@ -180,8 +253,7 @@ def test_two_who_each_want_the_last_room_do_not_both_get_it(small: Daemon, model
     models.acquire("a")
     sources = [models.source(name, 2 * SIZE) for name in "xy"]
     with ThreadPoolExecutor(2) as pool:
-        replies = list(pool.map(small.acquire, sources))
-    print(small.log_text)
+        replies = list(pool.map(lambda source: small.acquire(source, timeout_s=3), sources))
     assert sorted(reply.status for reply in replies) == [200, 507], [reply.body for reply in replies]
     assert sum(blobs_on_disk(small).values()) == 3 * SIZE
 
@@ -194,7 +266,7 @@ def test_a_download_under_way_counts_against_the_budget(small: Daemon, models: M
         wire.wait_until(lambda it: it.bytes_for(key) >= 10)
         status = granted(small.call("GET", "/v1/status"))
         assert status["held_bytes"]["ingest"] == SIZE
-        refused(small.acquire(models.source("big", 3 * SIZE)), "insufficient_space")
+        refused(small.acquire(models.source("big", 3 * SIZE), timeout_s=0.3), "insufficient_space")
         wire.resume()
         granted(first.result(30))
 

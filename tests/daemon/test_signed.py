@@ -471,14 +471,18 @@ def test_a_daemon_that_could_verify_nothing_does_not_start_and_names_the_setting
     assert ours.private.read_text().splitlines()[1] not in daemon.log_text
 
 
-def test_pipelines_are_not_shared_through_an_origin_that_requires_signatures(
-    make_daemon: MakeDaemon, seaweedfs: SeaweedFS, ours: Pair, recorder: Recorder
+@pytest.mark.parametrize("built", ["pipelines", "bundles"])
+def test_what_is_built_is_not_shared_through_an_origin_that_requires_signatures(
+    make_daemon: MakeDaemon, seaweedfs: SeaweedFS, ours: Pair, recorder: Recorder, tmp_path: pathlib.Path, built: str
 ) -> None:
-    origins = requiring(seaweedfs, recorder, ours)
-    daemon = make_daemon(start=False, origins=origins, publish={"pipelines": f"s3://{BUCKET}/built"})
+    origins, key = requiring(seaweedfs, recorder, ours), tmp_path / "key"
+    key.write_text("k" * 40)
+    key.chmod(0o600)
+    publish, bundles = {built: f"s3://{BUCKET}/built"}, {"key_file": str(key)}
+    daemon = make_daemon(start=False, origins=origins, publish=publish, bundles=bundles)
     daemon.launch()
     assert daemon.wait() == 78
-    assert "publish.pipelines" in daemon.log_text
+    assert f"publish.{built} is s3://{BUCKET}/built, whose origin requires signatures" in daemon.log_text
 
 
 def test_keys_that_are_not_required_change_nothing(

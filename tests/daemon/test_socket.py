@@ -22,6 +22,7 @@ import pytest
 from hotshelf_daemon.server import ROUTES
 from tests import objects
 from tests.conftest import BUCKET
+from tests.daemon.bundling import share
 from tests.daemon.conftest import MakeDaemon, Put
 from tests.daemon.looking import granted, refused, rows, tree_of
 from tests.daemon.peers import Somebody
@@ -459,6 +460,10 @@ def test_openapi_s_schemas_fit_what_is_answered(shared: Daemon, put: Put) -> Non
     pipeline = worker.build(recipe_of("openapi"), {"a.safetensors": b"a" * 200, "model_index.json": b"{}"})
     assert set(schemas["Pipeline"]["required"]) == set(schemas["Pipeline"]["properties"]) == set(pipeline)
     assert set(schemas["Recipe"]["properties"]) == set(pipeline["recipe"])
+    bundle = share(worker, b"a" * 200, "/v1/bundles/openapi/graph")
+    assert set(schemas["Bundle"]["required"]) == set(schemas["Bundle"]["properties"]) == set(bundle)
+    (listed,) = granted(worker.ask("GET", "/v1/bundles/openapi"))["bundles"]
+    assert set(schemas["Bundles"]["properties"]["bundles"]["items"]["required"]) == set(listed)
     problem = refused(shared.acquire("no-such-name"), "not_found")
     assert set(schemas["Problem"]["required"]) <= set(problem)
     assert problem["code"] in schemas["Problem"]["properties"]["code"]["enum"]

@@ -55,6 +55,13 @@ def evict(daemon: Daemon, revision: str) -> None:
     granted(daemon.call("DELETE", f"/v1/snapshots/{revision}"))
 
 
+def spoil(daemon: Daemon, digest: str) -> None:
+    path = daemon.store / "blobs" / "sha256" / digest.removeprefix("sha256:")[:2] / digest.removeprefix("sha256:")
+    path.chmod(0o640)
+    path.write_bytes(b"x" * path.stat().st_size)
+    assert granted(daemon.call("POST", "/v1/verify"))["wrong"] == [digest]
+
+
 def events(daemon: Daemon, source: str) -> list[str]:
     return [row["kind"] for row in rows(daemon, "SELECT kind FROM v_events WHERE subject = ? ORDER BY id", source)]
 
@@ -104,6 +111,15 @@ def test_who_asks_later_than_revalidate_s_after_a_change_gets_what_is_new_though
     wait_until(lambda: rows(daemon, "SELECT revision FROM v_refs") == [{"revision": revision_of(NEW)}])
     assert acquired(daemon, source) == NEW
     assert events(daemon, source) == ["flipped"]
+
+
+def test_what_was_damaged_and_has_changed_meanwhile_is_a_flip_too(mine: Daemon, put: Put) -> None:
+    source = put(OLD)
+    assert acquired(mine, source) == OLD
+    put(NEW)
+    spoil(mine, objects.manifest_of(OLD)["unet/config.json"].digest)
+    assert acquired(mine, source) == NEW
+    assert events(mine, source) == ["flipped"]
 
 
 def test_what_is_preloaded_is_kept_up_to_date_before_anybody_asks(
@@ -285,11 +301,7 @@ def test_a_frozen_name_that_was_damaged_is_healed_with_what_it_was(
     daemon = make_daemon("frozen", origins=origins, models=models)
     assert acquired(daemon, "sdxl") == old
     put(objects.published(new))
-    digest = objects.manifest_of(old)["unet/config.json"].digest
-    path = daemon.store / "blobs" / "sha256" / digest.hex[:2] / digest.hex
-    path.chmod(0o640)
-    path.write_bytes(b"x" * path.stat().st_size)
-    assert granted(daemon.call("POST", "/v1/verify"))["wrong"] == [digest]
+    spoil(daemon, objects.manifest_of(old)["unet/config.json"].digest)
     assert acquired(daemon, "sdxl") == old
     granted(refresh(daemon, "sdxl"))
     assert acquired(daemon, "sdxl") == new

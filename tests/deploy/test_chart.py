@@ -89,6 +89,23 @@ def test_the_daemon_takes_the_configuration(rendered: Rendered, tmp_path: pathli
     assert settings.origins
 
 
+def test_the_key_of_compile_caches_is_the_daemon_s_alone(tmp_path: pathlib.Path) -> None:
+    given = "bundleKey=keys,config.publish.bundles=s3://a/b,config.bundles.max_size=1GiB"
+    found = render("--set", given)
+    (spec, *_) = pods(found)
+    volume = by_name(spec["volumes"])["bundle-key"]["secret"]
+    assert volume == {"secretName": "keys", "defaultMode": 0o440, "items": [{"key": "key", "path": "key"}]}
+    mount = by_name(daemon_of(spec)["volumeMounts"])["bundle-key"]
+    assert (mount["mountPath"], mount["readOnly"]) == ("/etc/hotshelf/bundles", True)
+    everybody = [*spec["initContainers"], *spec["containers"]]
+    assert sum("bundle-key" in by_name(one.get("volumeMounts", ())) for one in everybody) == 1
+    file = tmp_path / "hotshelf.yaml"
+    file.write_text(found["ConfigMap"][0]["data"]["hotshelf.yaml"])
+    settings = load({}, {"HOTSHELF_CONFIG": str(file)}).settings
+    assert (settings.bundles.key_file, settings.bundles.max_size) == ("/etc/hotshelf/bundles/key", 1 << 30)
+    assert settings.publish.bundles == "s3://a/b"
+
+
 def test_a_change_of_the_configuration_rolls_no_pod_and_reaches_the_daemon() -> None:
     """It follows its file; a file mounted by `subPath` would never change."""
     one, other = (render("--set", f"config.prefetch.max_rate={rate}") for rate in ("1MiB/s", "2MiB/s"))
@@ -148,6 +165,11 @@ def test_the_sidecar_is_that_of_the_plain_pod() -> None:
         ("config.socket_mode=0600", "the chart's to set"),
         ("config.idle_exit_s=5", "the chart's to set"),
         ("config.hf.token=hf_x", "no place for credentials"),
+        ("config.hub_mirror.token=x", "no place for credentials"),
+        ("secrets.Bundles=key", "does not match"),
+        ("config.publish.bundles=s3://a/b", "bundleKey is missing"),
+        ("bundleKey=a,config.bundles.key_file=/b", "bundleKey names a Secret"),
+        ("bundleKey=../a", "does not match"),
         ("podMonitor.enabled=true", "metricsFrom is empty"),
         ("worker.port=9464", "9464 is hotshelfd's"),
         ("worker.scratch./shelf=1Gi", "something else is mounted there"),

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
+from hotshelf_shared.digest import Digest
 from tests import objects
 from tests.faults.inside import Inside, run_inside
 from tests.faults.invariants import Promise
@@ -44,7 +45,9 @@ class Scenario(abc.ABC):
         """The daemon, in this process."""
         where = {"base": f"file://{self.origin}", "roots": [str(self.origin)]}
         settings = {**SETTINGS, **where, **self.settings()}
-        models = {name: {"source": f"{settings['base']}/{name}"} for name in self.trees}  # so that they show below hub/
+        models = {
+            name: {"source": f"{settings['base']}/{name}"} for name in self.trees
+        }  # so that they show below hub/ and names/
         run_inside(self.store, socket=self.folder / socket, story=story, **settings, models=models)
 
     def settings(self) -> dict[str, Any]:
@@ -111,7 +114,7 @@ class Fetch(Acquire):
 
 
 class Cached(Fetch):
-    """What shows below model_cache/ becomes another revision there."""
+    """What shows below model_cache/ and names/ becomes another revision there."""
 
     unet = 70_001
 
@@ -124,19 +127,35 @@ class Cached(Fetch):
         return {**self.trees["deed"], "unet/config.json": b'{"newer": true}'}
 
     @property
-    def shown(self) -> objects.Tree:
-        return objects.read(self.store / "model_cache" / self.folder.name / "origin" / "deed")
+    def shown(self) -> list[objects.Tree]:
+        places = (f"model_cache/{self.folder.name}/origin/deed", "names/models/deed")
+        return [objects.read(self.store / place) for place in places]
 
     def prepare(self, daemon: Inside) -> None:
         self.promise(daemon.acquire("deed"))
-        assert self.shown == self.trees["deed"]
+        assert self.shown == [self.trees["deed"]] * 2
         objects.write(self.origin / "deed", self.laid(self.newer))
 
     def deed(self, daemon: Inside) -> None:
         daemon.refresh("deed")
         self.promise(daemon.acquire("deed"))
-        assert self.shown == self.newer
+        assert self.shown == [self.newer] * 2
 
     def again(self, daemon: Inside) -> None:
-        assert self.shown in (self.trees["deed"], self.newer)
+        assert all(tree in (self.trees["deed"], self.newer) for tree in self.shown)
         self.deed(daemon)
+
+
+class Adopt(Fetch):
+    """The largest file comes from a Hugging Face cache, and the rest over HTTP."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        super().__init__(folder)
+        for name, tree in self.trees.items():
+            data = tree["unet/diffusion_pytorch_model.safetensors"]
+            hexed = Digest.of(data).hex
+            objects.write(folder / "cache" / "models--org--name" / "blobs", {hexed: data})
+            (self.origin / name / "blobs" / "sha256" / hexed).unlink()  # it is only there
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "hf": {"caches": [str(self.folder / "cache")]}}

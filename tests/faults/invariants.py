@@ -68,9 +68,10 @@ def visible_wrongs(store: pathlib.Path) -> Iterator[str]:
             yield f"the visible bundle {where} leads nowhere"
 
     yield from _hub_wrongs(store / "hub")
-    for link in (path for path in (store / "model_cache").rglob("*") if path.is_symlink() or not path.is_dir()):
-        if not link.is_symlink() or not link.exists():
-            yield f"the visible model_cache/{link.relative_to(store / 'model_cache')} leads nowhere"
+    for root in ("names", "model_cache"):
+        for link in (path for path in (store / root).rglob("*") if path.is_symlink() or not path.is_dir()):
+            if not link.is_symlink() or not link.exists():
+                yield f"the visible {link.relative_to(store)} leads nowhere"
 
 
 def _hub_wrongs(hub: pathlib.Path) -> Iterator[str]:

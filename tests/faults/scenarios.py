@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from hotshelf_shared.digest import Digest
 from hotshelf_shared.recipe import Recipe
 from tests import objects
-from tests.faults.fetched import Acquire, Cached, Fetch, Scenario
+from tests.faults.fetched import Acquire, Adopt, Cached, Fetch, Scenario
 from tests.faults.inside import Inside
 
 
@@ -165,4 +165,5 @@ class Unshare(Share):
 SCENARIOS: dict[str, type[Scenario]] = {
     "acquire": Acquire, "fetch": Fetch, "snapshot": Snapshot, "evict": Evict, "bind": Bind, "unbind": Unbind,
     "bundle": Share, "unbundle": Unshare, "rollback": Rollback, "refresh": Refresh, "cached": Cached,
+    "adopt": Adopt,
 }  # fmt: skip

@@ -66,6 +66,16 @@ def test_a_daemon_killed_anywhere_between_a_network_and_a_commit_leaves_a_store_
 
 
 @pytest.mark.needs("nginx")
+def test_a_daemon_killed_anywhere_in_taking_from_a_hub_s_cache_leaves_a_store_that_the_next_one_puts_right(
+    scratch: pathlib.Path,
+) -> None:
+    found = kill_everywhere("adopt", scratch, stride=4 * STRIDE)
+    assert wrongs(found) == []
+    killed = {(one["point"]["call"], one["point"]["thread"].partition("_")[0]) for one in found if one["killed"]}  # type: ignore[index]
+    assert killed >= {("pwrite64", "adopt"), ("fallocate", "adopt")}
+
+
+@pytest.mark.needs("nginx")
 def test_a_daemon_killed_while_a_folder_of_truss_s_turns_leaves_one_tree_or_the_other_there(scratch: pathlib.Path) -> None:
     found = kill_everywhere("cached", scratch, stride=4 * STRIDE)
     assert wrongs(found) == []

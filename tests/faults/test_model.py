@@ -26,10 +26,11 @@ from hotshelf_daemon.acquire import (
     Peer,
     Pipelines,
     Preparer,
-    Published,
     Refreshing,
     Turning,
     Want,
+    published_bundles,
+    published_pipelines,
 )
 from hotshelf_daemon.config import Settings
 from hotshelf_daemon.ingest import Ingests
@@ -80,14 +81,14 @@ class Shelf(RuleBasedStateMachine):
         settings = Settings.model_validate({"store": str(self.folder / "store"), "budget": BUDGET, "revalidate_s": 3_600})
         self.shelf = app.open_shelf(settings, Metrics("test"))
         names, ingests, origins = Names(settings), Ingests(self.shelf), OneOrigin(self.origin)
-        pipelines = Pipelines(self.shelf, Published(self.shelf, origins))  # type: ignore[arg-type]
-        preparer = Preparer(self.shelf, origins, ingests, pipelines)  # type: ignore[arg-type]
+        pipelines = Pipelines(self.shelf, published_pipelines(self.shelf, origins))  # type: ignore[arg-type]
+        bundles = Bundles(self.shelf, published_bundles(self.shelf, origins))  # type: ignore[arg-type]
+        preparer = Preparer(self.shelf, origins, ingests, pipelines=pipelines, bundles=bundles)  # type: ignore[arg-type]
         self.leasing = Leasing(self.shelf)
         self.keeping = Keeping(self.shelf, names, preparer)
         self.freshness = OnlyWhenTold(self.shelf, preparer)
         self.refreshing, self.turning = Refreshing(self.shelf, names, preparer), Turning(self.shelf, names)
         self.names = names
-        bundles = Bundles(self.shelf, self.keeping.condemn)
         self.desk = Desk(self.shelf, names, preparer, self.freshness, self.leasing, pipelines=pipelines, bundles=bundles)
         self.run(self.leasing.resume())
 

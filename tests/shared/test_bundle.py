@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotshelf_shared.bundle import Bundle, BundleName, BundleRequest
+from hotshelf_shared.bundle import Bundle, BundleName, BundleRequest, publishing_key
 from hotshelf_shared.digest import Digest
 from hotshelf_shared.errors import IntegrityError, InvalidRequest
 from hotshelf_shared.source import Source
@@ -44,6 +44,14 @@ def test_every_field_is_signed(changed: dict[str, Any]) -> None:
     forged = replace(SIGNED, **changed)
     assert not forged.is_signed_with(KEY)
     assert not Bundle.parse(forged.canonical()).is_signed_with(KEY)
+
+
+def test_what_one_daemon_keeps_and_what_is_for_all_are_signed_with_two_keys() -> None:
+    """Nodes of different versions share a prefix: the second key is always made in the same way."""
+    for_all = publishing_key(KEY)
+    assert for_all.hex() == "67ddeefaba3b267e98f5f91260e67925581a50e2ef5acdb2ebec1985a5c0e51f"
+    assert not SIGNED.is_signed_with(for_all)
+    assert not BUNDLE.signed(for_all).is_signed_with(KEY)
 
 
 def test_keys_do_not_run_into_each_other() -> None:

@@ -8,12 +8,43 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from hotshelf.cli import baking, build, consumers, daemon, demo, index, leasing, shelf, truss, turning
+from hotshelf.cli import (
+    baking,
+    build,
+    compile_cache,
+    consumers,
+    daemon,
+    demo,
+    index,
+    leasing,
+    linking,
+    looking,
+    shelf,
+    truss,
+    turning,
+    worker,
+)
 from hotshelf.cli.verb import hotshelf
 
 __all__ = ["hotshelf", "run"]
 
-for group in (leasing, shelf, turning, daemon, index, baking, build, consumers, truss, demo):
+_GROUPS = (
+    leasing,
+    shelf,
+    looking,
+    turning,
+    daemon,
+    index,
+    baking,
+    build,
+    compile_cache,
+    consumers,
+    linking,
+    truss,
+    worker,
+    demo,
+)
+for group in _GROUPS:
     for verb in group.VERBS:
         hotshelf.add_command(verb)
 

@@ -18,8 +18,8 @@ from hotshelf.cli.verb import client, verb
 def env(out: Output, *, form: str | None) -> None:
     """Print the variables with which vLLM, transformers, diffusers and the hub's tools read what is held, and ask nobody."""
     variables = _variables(store_here())
-    human = {"shell": _shell, "k8s": _k8s}[form](variables) if form else table(("variable", "value"), variables.items())
-    out.result(variables, human=human, quiet=human if form else _shell(variables))
+    human = {"shell": exports, "k8s": _k8s}[form](variables) if form else table(("variable", "value"), variables.items())
+    out.result(variables, human=human, quiet=human if form else exports(variables))
 
 
 def store_here() -> str:
@@ -35,7 +35,8 @@ def _variables(store: str) -> dict[str, str]:
     return {**ours, "HF_HUB_CACHE": f"{store}/hub", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
-def _shell(variables: dict[str, str]) -> list[str]:
+def exports(variables: dict[str, str]) -> list[str]:
+    """As lines that a shell can eval."""
     return [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
 
 

@@ -28,7 +28,7 @@ def hotshelf(context: click.Context, socket: str | None, store: str | None) -> N
     context.obj = Client(socket=socket, store=store)
 
 
-def verb(name: str, *, example: str) -> Callable[[Verb], click.Command]:
+def verb(name: str, *, example: str, cls: type[click.Command] = click.Command) -> Callable[[Verb], click.Command]:
     """Makes a command of a function. Its docstring is the help, to which `example` is added."""
 
     def make(function: Verb) -> click.Command:
@@ -50,7 +50,7 @@ def verb(name: str, *, example: str) -> Callable[[Verb], click.Command]:
             show_default=True,
             help="How to print the result; quiet prints the least that is of use.",
         )
-        return click.command(name, epilog=f"\b\nExample:\n  {example}")(chosen(run))
+        return click.command(name, cls=cls, epilog=f"\b\nExample:\n  {example}")(chosen(run))
 
     return make
 

@@ -39,7 +39,15 @@ class Kept:
     size: int
 
 
-def fetch(client: Client, name: BundleName, into: Path, *, timeout: float, limits: Limits = LIMITS) -> Manifest | None:
+def fetch(
+    client: Client,
+    name: BundleName,
+    into: Path,
+    *,
+    timeout: float,
+    limits: Limits = LIMITS,
+    max_archive_bytes: int | None = None,
+) -> Manifest | None:
     """Unpacks the bundle into the fresh folder `into`; what it holds, or None when there is none for this process.
 
     `timeout` in seconds, for the lease. Raises HotshelfError: DaemonUnavailable, Timeout, IntegrityError, TooLarge,
@@ -53,6 +61,7 @@ def fetch(client: Client, name: BundleName, into: Path, *, timeout: float, limit
         entry = lease.files.get(ARCHIVE)
         if entry is None:
             raise IntegrityError(f"bundle:{name} was leased without an archive")
+        _check_size(entry.size, max_archive_bytes)
         return archive.unpack(lease.path / ARCHIVE, into, digest=entry.digest, limits=limits)
 
 
@@ -73,14 +82,18 @@ def keep(
     with tempfile.TemporaryDirectory(prefix=".packing-", dir=folder.parent) as private:
         packed = Path(private) / ARCHIVE
         entry = archive.pack(folder, packed, limits=limits)
-        if max_archive_bytes is not None and entry.size > max_archive_bytes:
-            raise TooLarge(
-                f"the compile cache packs into {entry.size:,} bytes; {max_archive_bytes:,} is the most",
-                hint="Raise the limit, or clear the local cache before compiling.",
-            )
+        _check_size(entry.size, max_archive_bytes)
         if _bound(client, name) == entry.digest:
             return Kept(Outcome.SAME, entry.digest, entry.size)
         return Kept(_bind(client, name, packed, timeout=timeout), entry.digest, entry.size)
+
+
+def _check_size(size: int, most: int | None) -> None:
+    if most is not None and size > most:
+        raise TooLarge(
+            f"the compile cache's archive is {size:,} bytes; {most:,} is the most",
+            hint="Raise MAX_CACHE_SIZE_MB, or clear the local cache before compiling.",
+        )
 
 
 def _bind(client: Client, name: BundleName, packed: Path, *, timeout: float) -> Outcome:

@@ -42,7 +42,7 @@ def key_of(facts: Mapping[str, str]) -> str:
 
 
 def describe() -> dict[str, str]:
-    """The facts, of this process and its current GPU. Imports torch; makes nothing on a GPU. Raises BadConfiguration."""
+    """The facts of this process and its current GPU. Imports torch, which starts CUDA there. Raises BadConfiguration."""
     torch = _torch()
     return {
         "format": FORMAT,
@@ -55,7 +55,7 @@ def describe() -> dict[str, str]:
         "libc": "-".join(platform.libc_ver()),
         "libstdcxx": _libstdcxx(),
         "triton": _triton(),
-        **_accelerator(torch),
+        **accelerator(torch),
     }
 
 
@@ -77,7 +77,7 @@ def _triton() -> str:
     return str(getattr(triton, "__version__", "?"))
 
 
-def _accelerator(torch: Any) -> dict[str, str]:
+def accelerator(torch: Any) -> dict[str, str]:
     """Of the current GPU its name, what it can do, its runtime and its driver; nothing without one."""
     if not torch.cuda.is_available():
         return {}

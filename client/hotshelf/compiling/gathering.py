@@ -18,6 +18,8 @@ from hotshelf.archive.form import FILE, disk_errors
 
 #: Inductor's own locks, below its directory: `KEY.lock`, held while the files KEY.* are made.
 _LOCKS = "locks"
+#: What else lies there and is no cache: a compiler that was downloaded, a library's sources.
+_NO_CACHE = (f"{_LOCKS}/", "gcc/", "torch_cutlass/")
 #: A file that is none, or that is gone since its folder was listed.
 _NO_FILE = (errno.ELOOP, errno.ENOENT, errno.ENXIO, errno.EACCES)
 
@@ -68,7 +70,7 @@ def _gather(into: Path, place: Path, began: int) -> Iterator[int]:
 
 def _is_litter(path: str) -> bool:
     name = path.rpartition("/")[2]
-    return path.startswith(f"{_LOCKS}/") or name.startswith(".") or name.endswith((".tmp", ".lock"))
+    return path.startswith(_NO_CACHE) or name.startswith(".") or name.endswith((".tmp", ".lock"))
 
 
 def _is_locked(fd: int) -> bool:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-import time
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from hotshelf_daemon.acquire.binding import missing
 from hotshelf_daemon.acquire.bundles import Bundles, ref_of
@@ -19,9 +18,7 @@ from hotshelf_daemon.index import blobs, bundles, handed_in, journal
 from hotshelf_daemon.index.bundles import BundleRow
 from hotshelf_daemon.materialize import BlobsGone, materialize
 from hotshelf_daemon.shelf import Shelf
-from hotshelf_daemon.store import Layout
-from hotshelf_daemon.store import bundles as folders
-from hotshelf_shared.bundle import Bundle, BundleName, BundleRequest
+from hotshelf_shared.bundle import BundleName, BundleRequest
 from hotshelf_shared.errors import Conflict, InvalidRequest, TooLarge, UnsafeContent
 from hotshelf_shared.source import Source
 from hotshelf_shared.wire import Wish
@@ -29,44 +26,15 @@ from hotshelf_shared.wire import Wish
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class BundleBinding:
-    """An archive that is to be the bundle of its name. `builder` is the uid whose hand-in becomes it.
-
-    `unsound` was looked into and cannot be served: it is in nobody's way.
-    """
-
-    bundle: Bundle
-    builder: int
-    unsound: Bundle | None
-
-    def check_free(self, shelf: Shelf) -> None:
-        row = shelf.index.read(lambda db: bundles.find(db, self.bundle.name))
-        if row is None or not row.is_ready or row.bundle.digest == self.bundle.digest or row.bundle == self.unsound:
-            return
-        if any(map(shelf.trusts, row.builders)) or not shelf.trusts(self.builder):
-            raise Conflict(
-                f"bundle:{self.bundle.name} is {row.bundle.digest}; {self.bundle.digest} is another archive",
-                hint="The first one stays until it is evicted: lease that one.",
-                key=str(self.bundle.name),
-            )
-
-    def on_disk(self, layout: Layout) -> None:
-        folders.put(layout, self.bundle)
-
-    def in_index(self, db: sqlite3.Connection) -> list[str]:
-        bundles.put(db, self.bundle)
-        bundles.add_builder(db, self.bundle.name, self.builder)
-        handed_in.let_go(db, [(self.bundle.digest, self.builder)])
-        return []
-
-
 class BundleBinder:
-    def __init__(self, shelf: Shelf, names: Names, rules: Bundles, hand_ins: HandIns) -> None:
+    """`on_bound` hears of every new binding."""
+
+    def __init__(self, shelf: Shelf, names: Names, rules: Bundles, hand_ins: HandIns, *, on_bound: Callable[[], None]) -> None:
         self._shelf = shelf
         self._names = names
         self._rules = rules
         self._hand_ins = hand_ins
+        self._on_bound = on_bound
 
     async def bind(self, name: BundleName, request: BundleRequest, *, uid: int) -> bool:
         """Whether it is new: False when the name stood for this archive already.
@@ -114,13 +82,11 @@ class BundleBinder:
         return await self._shelf.index.write(remember, durable=True)
 
     async def _bind(self, name: BundleName, request: BundleRequest, uid: int, sound: BundleRow | None) -> None:
-        found = self._shelf.index.read(lambda db: bundles.find(db, name))
-        before = None if found is None or not found.bundle.is_signed_with(self._shelf.bundle_key) else found.bundle
-        bundle = self._sign(name, request, uid, before)
-        unsound = found.bundle if found is not None and sound is None else None
+        binding = self._rules.binding_of(name, request.digest, request.size, uid, sound)
+        bundle = binding.bundle
         want = self._names.want(Wish(Source("bundle", "", str(name))))
         try:
-            await materialize(self._shelf, bundle.tree, ref_of(want, bundle), binding=BundleBinding(bundle, uid, unsound))
+            await materialize(self._shelf, bundle.tree, ref_of(want, bundle), binding=binding)
         except BlobsGone as gone:
             raise missing(gone.digests) from gone
         except Conflict as conflict:
@@ -131,13 +97,7 @@ class BundleBinder:
                 "bundle_replaced", name, f"uid {uid} bound {bundle.digest}, uid {sound.bundle.uid} {sound.bundle.digest}"
             )
         log.info("bundle bound", extra={"bundle": str(name), "digest": bundle.digest, "uid": uid})
-
-    def _sign(self, name: BundleName, request: BundleRequest, uid: int, before: Bundle | None) -> Bundle:
-        """Never issued at the same time as what was bound before: of two documents that survive, the later one counts."""
-        if before is not None and before.digest == request.digest and not self._shelf.trusts(uid):
-            uid = before.uid  # made whole again, and still whose it was
-        issued = max(int(time.time()), 0 if before is None else before.issued + 1)
-        return Bundle(name, request.digest, request.size, uid, issued).signed(self._shelf.bundle_key)
+        self._on_bound()
 
     async def _tell(self, kind: str, name: BundleName, detail: str) -> None:
         await self._shelf.index.write(lambda db: journal.event(db, kind, f"bundle:{name}", detail))

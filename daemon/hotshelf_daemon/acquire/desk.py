@@ -11,11 +11,13 @@ import sqlite3
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
+from hotshelf_daemon import collect
 from hotshelf_daemon.acquire.bundles import Bundles, is_bundle
 from hotshelf_daemon.acquire.freshness import Freshness
 from hotshelf_daemon.acquire.gauge import Gauge
-from hotshelf_daemon.acquire.leasing import Holder, Leasing, Peer
+from hotshelf_daemon.acquire.leasing import Evicted, Holder, Leasing, Peer
 from hotshelf_daemon.acquire.names import Names, Want
 from hotshelf_daemon.acquire.pipelines import Pipelines, is_pipeline
 from hotshelf_daemon.acquire.prepare import Preparer
@@ -27,7 +29,7 @@ from hotshelf_daemon.plan import Resolution
 from hotshelf_daemon.provenance import Unvouched
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import trees
-from hotshelf_shared.errors import HotshelfError, IntegrityError, Timeout
+from hotshelf_shared.errors import HotshelfError, InsufficientSpace, IntegrityError, Timeout
 from hotshelf_shared.manifest import Manifest
 from hotshelf_shared.wire import AcquireRequest, LeaseAnswer
 
@@ -68,6 +70,8 @@ class Desk:
                 async with asyncio.timeout(request.timeout_s):
                     outcome, answers = await self._miss(wants, holder, gauge)
             except TimeoutError as late:
+                if gauge.phase == "queue" and gauge.refusal is not None:
+                    raise gauge.refusal from late
                 done = gauge.progress()
                 raise Timeout(
                     f"{sources} was not ready within {request.timeout_s:g} s"
@@ -131,18 +135,39 @@ class Desk:
         return granted
 
     async def _miss(self, wants: Sequence[Want], holder: Holder, gauge: Gauge) -> tuple[str, list[LeaseAnswer]]:
-        """Restarts once when the origin changes meanwhile: then everything is resolved anew."""
-        try:
-            return await self._join(wants, holder, gauge)
-        except Changed:
-            gauge.enter("resolve")
-            return await self._join(wants, holder, gauge)
+        """Restarts once when the origin changes meanwhile: then everything is resolved anew.
 
-    async def _join(self, wants: Sequence[Want], holder: Holder, gauge: Gauge) -> tuple[str, list[LeaseAnswer]]:
+        While others hold the room it waits, and holds nothing itself: two who wait cannot wait for each other.
+        """
+        known: dict[str, Resolution] = {}
+        changes = 0
+        while True:
+            room = self._shelf.room_bell.next()
+            try:
+                return await self._join(wants, holder, gauge, known)
+            except Changed as change:
+                changes += not isinstance(change, Evicted)
+                if changes > 1:
+                    raise
+                known.clear()
+                gauge.enter("resolve")
+            except InsufficientSpace as refusal:
+                if refusal is not gauge.refusal or not self._shelf.index.read(partial(collect.may_end, refusal=refusal)):
+                    raise
+                gauge.enter("queue")
+                await room.wait()
+
+    async def _join(
+        self, wants: Sequence[Want], holder: Holder, gauge: Gauge, known: dict[str, Resolution]
+    ) -> tuple[str, list[LeaseAnswer]]:
+        """`known` has what was resolved before, and gets what is resolved now."""
         refs = self._held(wants, holder.peer.uid)
         cold = [want for want, ref in zip(wants, refs, strict=True) if ref is None]
         with self._preparer.at_work(cold) as joined:
-            return "coalesced" if joined else "miss", await self._fetch(wants, refs, holder, gauge)
+            await self._pipelines.admit(cold, uid=holder.peer.uid)
+            known.update(await self._resolve([want for want in cold if want.key not in known]))
+            resolutions = {want.key: known[want.key] for want in cold}
+            return "coalesced" if joined else "miss", await self._fetch(wants, refs, resolutions, holder, gauge)
 
     def _held(self, wants: Iterable[Want], uid: int) -> list[RefRow | None]:
         """The ref of each want whose snapshot is ready, and which this uid may have, else None."""
@@ -168,16 +193,19 @@ class Desk:
         return ref
 
     async def _fetch(
-        self, wants: Sequence[Want], refs: Sequence[RefRow | None], holder: Holder, gauge: Gauge
+        self,
+        wants: Sequence[Want],
+        refs: Sequence[RefRow | None],
+        resolutions: dict[str, Resolution],
+        holder: Holder,
+        gauge: Gauge,
     ) -> list[LeaseAnswer]:
-        cold = [want for want, ref in zip(wants, refs, strict=True) if ref is None]
-        await self._pipelines.admit(cold, uid=holder.peer.uid)
-        resolutions = await self._resolve(cold)
         rows = self._leasing.rows(wants, refs, resolutions, holder)
         try:
             rows = await self._leasing.hold(rows, resolutions)
             settled = await self._bring(wants, refs, resolutions, gauge)
             self._pipelines.check(wants, settled, uid=holder.peer.uid)
+            await self._bundles.check(wants, settled, uid=holder.peer.uid)
             opened = [replace(row, revision=ref.revision, resolution=None) for row, ref in zip(rows, settled, strict=True)]
             await self._leasing.settle(opened)
         except BaseException:
@@ -195,13 +223,20 @@ class Desk:
         """Room first, then the bytes; the ref of each want."""
         promised: list[str] = []
         try:
-            promised = await self._preparer.reserve(list(resolutions.values()), evict=True)
+            promised = await self._reserve(list(resolutions.values()), gauge)
             self._preparer.gauge(gauge, self._preparer.missing(resolutions.values()))
             gauge.held_bytes = sum(r.size for r in resolutions.values()) - sum(m.size for m in gauge.meters)
             ready = await self._prepare_all(wants, resolutions, gauge)
         finally:
             await asyncio.shield(asyncio.create_task(self._preparer.unclaim(promised)))
         return [ready[want.key] if ref is None else ref for want, ref in zip(wants, refs, strict=True)]
+
+    async def _reserve(self, resolutions: Sequence[Resolution], gauge: Gauge) -> list[str]:
+        try:
+            return await self._preparer.reserve(resolutions, evict=True)
+        except InsufficientSpace as refusal:
+            gauge.refusal = refusal
+            raise
 
     async def _resolve(self, wants: Iterable[Want]) -> dict[str, Resolution]:
         distinct = {want.key: want for want in wants}

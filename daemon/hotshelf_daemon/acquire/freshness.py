@@ -132,7 +132,6 @@ class Freshness:
         (ref,) = await bring(self._shelf, self._preparer, [(want, resolution)], Gauge(str(want.source)), prefetch=True)
         if before is not None and before.revision == ref.revision:
             return False  # other objects with the same bytes
-        await self._shelf.index.write(lambda db: journal.event(db, "flipped", str(want.source), str(ref.revision)))
         log.info("new revision", extra={"source": str(want.source), "revision": ref.revision})
         return True
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hotshelf_daemon.ingest import Meter
+from hotshelf_shared.errors import InsufficientSpace
 from hotshelf_shared.wire import Progress
 
 WINDOW_S = 5.0
@@ -21,6 +22,8 @@ class Gauge:
     seconds: dict[str, float] = field(default_factory=dict)
     held_bytes: int = 0
     meters: list[Meter] = field(default_factory=list)
+    #: Why there was no room when it last asked for some.
+    refusal: InsufficientSpace | None = None
     clock: Callable[[], float] = time.monotonic
     _seen: list[tuple[float, int]] = field(default_factory=list)
     _since: float = field(default_factory=time.monotonic)

@@ -104,6 +104,7 @@ class HandIns:
             del self._deadlines[root]
         if ended:
             await self._shelf.index.write(lambda db: handed_in.let_go(db, ended))
+            self._shelf.room_bell.ring()
         for digest, uid in self._deadlines.keys() & set(ended):  # asked for again while it was being let go
             await self.hold(digest, uid=uid)
 

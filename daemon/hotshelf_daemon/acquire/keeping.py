@@ -12,13 +12,14 @@ from typing import Any
 
 from hotshelf_daemon import collect
 from hotshelf_daemon.acquire.aging import PREVIOUS, aged, standing
+from hotshelf_daemon.acquire.condemning import condemn
 from hotshelf_daemon.acquire.names import Names
 from hotshelf_daemon.acquire.prepare import Preparer
-from hotshelf_daemon.index import blobs, bundles, journal, leases, pipelines, rollbacks, snapshots
+from hotshelf_daemon.index import blobs, bundles, leases, pipelines, rollbacks, snapshots
 from hotshelf_daemon.index.leases import PinRow
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import blobs as files
-from hotshelf_daemon.store import hub, model_cache, trees
+from hotshelf_daemon.store import trees
 from hotshelf_shared.digest import Digest, Revision
 from hotshelf_shared.errors import NotFound
 from hotshelf_shared.source import Source
@@ -137,6 +138,7 @@ class Keeping:
             raise NotFound(f"{target!r} is not pinned")
         await asyncio.to_thread(trees.drop_record, self._shelf.layout, "pins", f"{_pin_record(canonical)}.json")
         self._count_pins()
+        self._shelf.room_bell.ring()
 
     async def pin_configured(self, wanted: Iterable[str]) -> None:
         """Makes the pins that the configuration asks for, and ends those that it no longer does."""
@@ -166,33 +168,10 @@ class Keeping:
             checks = [loop.run_in_executor(threads, files.is_right, self._shelf.layout, digest) for digest in wanted]
             right = await asyncio.gather(*checks)
         wrong = [digest for digest, ok in zip(wanted, right, strict=True) if not ok]
-        damaged = await self.condemn(wrong, "wrong bytes") if wrong else []
+        damaged = await condemn(self._shelf, wrong, "wrong bytes") if wrong else []
         good = [digest for digest, ok in zip(wanted, right, strict=True) if ok]
         await self._shelf.index.write(lambda db: blobs.mark_verified(db, good))
         return {"checked": len(wanted), "bytes": sum(wanted.values()), "wrong": wrong, "damaged": damaged}
-
-    async def condemn(self, wrong: list[Digest], reason: str) -> list[Revision]:
-        """Blobs that are not what they claim: out of the way, their snapshots damaged. Those snapshots."""
-
-        async def carry_out() -> list[Revision]:
-            def change(db: sqlite3.Connection) -> list[Revision]:
-                damaged = snapshots.damage(db, wrong, reason)
-                blobs.remove(db, wrong)
-                for digest in wrong:
-                    journal.event(db, "quarantined", digest, reason)
-                return damaged
-
-            damaged = await self._shelf.index.write(change, durable=True)
-            await asyncio.to_thread(hub.hide, self._shelf.layout, wrong)
-            await asyncio.to_thread(model_cache.hide, self._shelf.layout, damaged)
-            for digest in wrong:
-                await asyncio.to_thread(files.quarantine, self._shelf.layout, digest)
-            return damaged
-
-        async with self._shelf.hand:
-            damaged = await self._shelf.hand.finish(carry_out())
-        self._shelf.metrics.verify_failures.labels("scrub").inc(len(wrong))
-        return damaged
 
     async def collect(self, *, dry_run: bool) -> dict[str, Any]:
         chosen = await collect.collect(self._shelf, active=self._preparer.busy, dry_run=dry_run)

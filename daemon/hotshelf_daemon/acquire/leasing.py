@@ -35,6 +35,10 @@ from hotshelf_shared.wire import AcquireRequest, LeaseAnswer, RenewRequest
 KEPT_MANIFESTS = 256
 
 
+class Evicted(Changed):
+    """What was ready went at this very moment, and its origin had nothing to do with it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Peer:
     """Who is at the other end of the socket, by the kernel's word; `is_admin` by the configuration's."""
@@ -168,7 +172,7 @@ class Leasing:
         try:
             return await self._shelf.index.write(hold)
         except LookupError as gone:
-            raise Changed(f"{gone} was evicted at this very moment") from gone
+            raise Evicted(f"{gone} was evicted at this very moment") from gone
 
     async def settle(self, opened: Sequence[LeaseRow]) -> None:
         """Every lease is bound to its revision: most were when it was committed, a late joiner's is now."""
@@ -183,7 +187,7 @@ class Leasing:
         try:
             await self._shelf.index.write(settle)
         except LookupError as gone:
-            raise Changed(f"{gone} was evicted at this very moment") from gone
+            raise Evicted(f"{gone} was evicted at this very moment") from gone
 
     async def give_up(self, rows: Sequence[LeaseRow], idle: Iterable[Resolution]) -> None:
         """The acquire failed: its leases are taken back, and the resolutions that nobody else counts on."""
@@ -245,6 +249,8 @@ class Leasing:
         except (Unwritable, InsufficientSpace):
             self._forget_later(void)
         self._shelf.metrics.leases.set(len(self._book))
+        if void:
+            self._shelf.room_bell.ring()
         return kept
 
     async def release(self, id_: str, peer: Peer) -> None:
@@ -282,6 +288,7 @@ class Leasing:
         for id_ in ids:
             self._shelf.unwritten.pop(id_, None)
         self._shelf.metrics.leases.set(len(self._book))
+        self._shelf.room_bell.ring()
 
 
 def _path_of(ref: RefRow) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -18,6 +19,10 @@ from hotshelf_shared.wire import Wish, nearest
 
 #: Kinds of sources that the hub has no name for.
 _SHOWN = ("s3", "gs", "https", "file")
+#: Names that can be one link below names/, with room for what others add to a file's name. One with a slash would need a
+#: folder, which another name may be.
+_WORD = re.compile(r"[^/.][^/]*\Z")
+_LONGEST_BYTES = 200
 
 
 @dataclass(frozen=True)
@@ -111,14 +116,23 @@ class Names:
                 found[want.key] = (*found.get(want.key, ()), name)
         return found
 
-    def folders(self) -> dict[str, tuple[str, ...]]:
-        """Wishes, by key, that show below model_cache/, and in which folders. A name that `models` or `loras` have has none."""
+    def places(self) -> dict[str, tuple[str, ...]]:
+        """Wishes, by key, and the places on the shelf that are always what they stand for: `names/models/NAME` or
+        `names/loras/NAME`; for what only Truss's list names, the folders below model_cache/ that Truss would have filled."""
         found: dict[str, tuple[str, ...]] = {}
-        for one in self._settings.cached.entries:
-            if one.folder is not None and one.name not in {**self._settings.loras, **self._settings.models}:
-                key = self.want(Wish(Source.parse(one.name))).key
-                found[key] = (*found.get(key, ()), one.folder)
-        return found
+        for name, want in self.configured().items():
+            if want.source.kind in (*_SHOWN, "hf"):
+                found[want.key] = (*found.get(want.key, ()), *self._places_of(name))
+        return {key: places for key, places in found.items() if places}
+
+    def _places_of(self, name: str) -> tuple[str, ...]:
+        """A model wins over a LoRA of the same name, and both over Truss's entry."""
+        for kind, names in (("models", self._settings.models), ("loras", self._settings.loras)):
+            if name in names:
+                is_short = len(name.encode()) <= _LONGEST_BYTES
+                return (f"names/{kind}/{name}",) if _WORD.match(name) and is_short else ()
+        entries = self._settings.cached.entries
+        return tuple(f"model_cache/{one.folder}" for one in entries if one.name == name and one.folder is not None)
 
     def configured(self) -> dict[str, Want]:
         """Every configured name that has an origin in this version."""

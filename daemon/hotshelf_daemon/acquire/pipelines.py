@@ -7,9 +7,12 @@ not there: what a stranger built is not to be run.
 
 from __future__ import annotations
 
+import os
+import re
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hotshelf_daemon.acquire.names import Want
@@ -19,18 +22,33 @@ from hotshelf_daemon.index.pipelines import PipelineRow
 from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.materialize import PipelineBinding
 from hotshelf_daemon.objects import OriginObject
-from hotshelf_daemon.origin import Changed
+from hotshelf_daemon.origin import Changed, Directory
 from hotshelf_daemon.plan import Resolution, WantedFile
+from hotshelf_daemon.policy import Policy
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import trees
-from hotshelf_shared.built import Built
+from hotshelf_shared.built import MAX_BUILT_BYTES, Built
 from hotshelf_shared.digest import Revision
-from hotshelf_shared.errors import NotFound
+from hotshelf_shared.errors import IntegrityError, NotFound
 from hotshelf_shared.source import Source
+
+_KEY = re.compile(r"[0-9a-f]{64}\Z")
+
+
+def published_pipelines(shelf: Shelf, directory: Directory) -> Published[Built]:
+    def parse(data: bytes, key: str) -> Built:
+        built = Built.parse(data, key)
+        policy = Policy.of(shelf.settings, Source("pipeline", "", key))
+        for path in built.tree:
+            if why := policy.reason_by_name(path):
+                raise IntegrityError(f"the document of the pipeline {key} names {path}: {why}")
+        return replace(built, uid=os.geteuid())
+
+    return Published(shelf, directory, "pipeline", parse, most_bytes=MAX_BUILT_BYTES)
 
 
 class Pipelines:
-    def __init__(self, shelf: Shelf, published: Published) -> None:
+    def __init__(self, shelf: Shelf, published: Published[Built]) -> None:
         self._shelf = shelf
         self._published = published
 
@@ -43,7 +61,7 @@ class Pipelines:
                 "path": trees.path_of(row.revision),
                 "held": True,
             }
-        if (built := await self._published.find(key)) is not None:
+        if (built := await self._find(key)) is not None:
             return _shown(built)
         raise _absent(key)
 
@@ -53,7 +71,7 @@ class Pipelines:
             row = self._shelf.index.read(lambda db: pipelines.find(db, want.source.path))  # noqa: B023 - run at once
             if row is not None and self._may_have(row, uid) and _is_meant(want, row.revision):
                 continue
-            built = await self._published.find(want.source.path)
+            built = await self._find(want.source.path)
             if built is None or not _is_meant(want, built.revision):
                 raise _absent(want.source.path)
 
@@ -73,16 +91,20 @@ class Pipelines:
         row = self._shelf.index.read(lambda db: pipelines.find(db, want.source.path))
         held = row if row is not None and row.is_ready and _is_meant(want, row.revision) else None
         if held is None or not self.is_trusted(held):
-            built = await self._published.find(want.source.path)
+            built = await self._find(want.source.path)
             if built is not None and _is_meant(want, built.revision):
-                return self._published.resolution(built, want.key)
+                return self._published.resolution(built, f"pipeline:{built.key}", want.key)
         if held is None:
             raise _absent(want.source.path)
         return self._of_shelf(want, held)
 
     def binding(self, resolution: Resolution) -> PipelineBinding | None:
         """What has to be bound when this resolution's files are here."""
-        return None if resolution.built is None else PipelineBinding(resolution.built, published_to=str(self._published.prefix))
+        built = resolution.built
+        return PipelineBinding(built, published_to=self._published.prefix) if isinstance(built, Built) else None
+
+    async def _find(self, key: str) -> Built | None:
+        return await self._published.find(key) if _KEY.match(key) else None
 
     def is_trusted(self, row: PipelineRow) -> bool:
         return any(map(self._shelf.trusts, row.builders))

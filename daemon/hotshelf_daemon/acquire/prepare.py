@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from hotshelf_daemon import collect, plan
 from hotshelf_daemon.acquire import flipping, resolve
-from hotshelf_daemon.acquire.bundles import absent, is_bundle, name_of
+from hotshelf_daemon.acquire.bundles import Bundles, is_bundle
 from hotshelf_daemon.acquire.contents import check_contents
 from hotshelf_daemon.acquire.gauge import Gauge
 from hotshelf_daemon.acquire.names import Want
@@ -43,10 +43,12 @@ ROUNDS = 3
 
 
 class Preparer:
-    def __init__(self, shelf: Shelf, directory: Directory, ingests_: Ingests, pipelines: Pipelines) -> None:
+    def __init__(
+        self, shelf: Shelf, directory: Directory, ingests_: Ingests, *, pipelines: Pipelines, bundles: Bundles
+    ) -> None:
         self._shelf = shelf
         self._directory = directory
-        self._pipelines = pipelines
+        self._pipelines, self._bundles = pipelines, bundles
         self._ingests = ingests_
         self._resolving: Flights[Resolution] = Flights()
         self._preparing: Flights[RefRow] = Flights()
@@ -67,7 +69,7 @@ class Preparer:
         if is_pipeline(want):
             return await self._pipelines.resolve(want)
         if is_bundle(want):
-            raise absent(name_of(want))  # what is not on this shelf is nowhere
+            return await self._bundles.resolve(want)
         rollback = self._shelf.index.read(lambda db: rollbacks.find(db, str(want.source)))
         if rollback is None:
             frozen = flipping.frozen_at(want, self._shelf.index.read(lambda db: snapshots.ref(db, want.key)))
@@ -173,6 +175,7 @@ class Preparer:
         if idle:
             for id_ in await self._shelf.index.write(give_back):
                 await asyncio.to_thread(files.drop_ingest, self._shelf.layout, id_)
+            self._shelf.room_bell.ring()
 
     async def prepare(self, want: Want, resolution: Resolution, gauge: Gauge, *, prefetch: bool) -> RefRow:
         """The resolution as a ready snapshot with a ref. Raises Changed when its origin moved on meanwhile."""
@@ -202,7 +205,7 @@ class Preparer:
                 await asyncio.to_thread(check_contents, self._shelf.layout, tree, want.policy)
                 gauge.enter("commit")
                 try:
-                    binding = self._pipelines.binding(resolution)
+                    binding = self._pipelines.binding(resolution) or await self._bundles.binding(resolution)
                     await materialize(
                         self._shelf,
                         tree,

@@ -133,9 +133,9 @@ class Refreshing:
                     continue
                 if unfreeze:
                     snapshots.flip(db, new)
+                    if old is not None and old.revision != new.revision:
+                        journal.event(db, "flipped", source, str(new.revision))
                 snapshots.freshen(db, new.revision)
-                if old is not None and old.revision != new.revision:
-                    journal.event(db, "flipped", source, str(new.revision))
             if unfreeze:
                 rollbacks.drop(db, source)
                 journal.event(db, "unfrozen", source, "refreshed")

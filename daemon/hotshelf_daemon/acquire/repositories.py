@@ -7,12 +7,14 @@ holds is remembered: with the hub away it is told, and what is held of it is ser
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import glob
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 from hotshelf_daemon.acquire.bringing import bring
 from hotshelf_daemon.acquire.freshness import Freshness
@@ -23,9 +25,10 @@ from hotshelf_daemon.flights import Flights
 from hotshelf_daemon.index import commits, snapshots
 from hotshelf_daemon.origin import Changed
 from hotshelf_daemon.shelf import Shelf
+from hotshelf_daemon.store import blobs
 from hotshelf_daemon.views import ORGANISATION
 from hotshelf_shared.digest import Digest
-from hotshelf_shared.errors import InvalidRequest, NotFound, OriginUnavailable, UnsafeContent
+from hotshelf_shared.errors import Busy, InvalidRequest, NotFound, OriginUnavailable, UnsafeContent
 from hotshelf_shared.patterns import Patterns
 from hotshelf_shared.source import Source, is_commit
 from hotshelf_shared.wire import Wish
@@ -33,6 +36,8 @@ from hotshelf_shared.wire import Wish
 #: Files up to this size come together, so many at a time.
 SMALL_BYTES = 256 << 10
 TOGETHER = 200
+#: How often what was evicted before it could be opened is brought again.
+ROUNDS = 3
 #: Files of repositories that are remembered, of all together.
 KNOWN_FILES = 200_000
 
@@ -73,7 +78,7 @@ class Repositories:
     def __init__(self, shelf: Shelf, names: Names, preparer: Preparer, freshness: Freshness) -> None:
         self._shelf, self._names, self._preparer, self._freshness = shelf, names, preparer, freshness
         self._known = OrderedDict[tuple[str, str, str], tuple[float, Repository]]()
-        self._bringing: Flights[None] = Flights()
+        self._bringing: Flights[Mapping[str, str]] = Flights()
 
     async def at(self, organisation: str, name: str, revision: str) -> Repository:
         """Raises NotFound, and what the origin does unless it is remembered."""
@@ -98,23 +103,32 @@ class Repositories:
         await self._remember(key, repository)
         return repository
 
-    async def blob(self, repository: Repository, path: str) -> Digest:
-        """The content of a file, held. Raises NotFound, UnsafeContent, and what an acquire does."""
-        if path in repository.skipped:
-            raise UnsafeContent(f"{path} is not served: {repository.skipped[path]}", hint="Convert it to safetensors.")
-        if path not in repository.files:
-            raise NotFound(f"{repository.organisation}/{repository.name} has no {path} at {repository.commit}")
+    async def open(self, repository: Repository, path: str) -> IO[bytes]:
+        """A file of it, for reading: nobody holds a lease, but what is open stays. Raises UnsafeContent, and what an acquire
+        does; Busy when it is evicted as soon as it is here."""
+        for _ in range(ROUNDS):
+            if (digest := await self._blob(repository, path)) is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    return os.fdopen(await asyncio.to_thread(blobs.open_blob, self._shelf.layout, digest), "rb")
+        hint = "Send it again in a moment; if it stays so, raise `budget` or see `hotshelf verify`."
+        raise Busy(f"{path} went away before it could be sent: others need its room", hint=hint)
+
+    async def _blob(self, repository: Repository, path: str) -> Digest | None:
+        """Its content, held a moment ago; None when it was evicted since."""
+        if (held := await self._held(repository, path)) is not None:
+            return held
         for want in self._wants_of(repository, path):
-            if (held := await self._held(repository, path)) is not None:
-                return held
             try:
-                await self._bringing.join(want.key, lambda: self._bring(want))  # noqa: B023
+                left_out = await self._bringing.join(want.key, lambda: self._bring(want))  # noqa: B023
             except UnsafeContent:
                 if want.patterns.allow == (glob.escape(path),):
                     raise  # else something else was to come with it
-        if (held := await self._held(repository, path)) is not None:
-            return held
-        raise UnsafeContent(f"{path} is not served: its bytes would execute", hint="Convert it to safetensors.")
+                continue
+            if path in left_out:
+                raise UnsafeContent(f"{path} is not served: {left_out[path]}", hint="Convert it to safetensors.")
+            if (held := await self._held(repository, path)) is not None:
+                return held
+        return None
 
     # ---- what there is
 
@@ -127,7 +141,7 @@ class Repositories:
             ref = self._shelf.index.read(lambda db: snapshots.ready_ref(db, want.key))
         self._freshness.hit(want)
         if ref is None or revision not in ("main", ref.revision.hex[:40]):
-            raise NotFound(f"{ORGANISATION}/{name} has no revision {revision} here", hint="Ask for main.")
+            raise _no_revision(ORGANISATION, name, revision)
         found = ref
         tree = await self._shelf.index.look(lambda db: snapshots.manifest(db, found.revision))
         files = {path: HubFile(entry.size, entry.digest.hex, entry.digest) for path, entry in tree.items()}
@@ -169,21 +183,34 @@ class Repositories:
             yield self._names.want(Wish(source, Patterns(allow=tuple(map(glob.escape, small[begin : begin + TOGETHER])))))
         yield self._names.want(Wish(source, Patterns(allow=(glob.escape(path),))))
 
-    async def _bring(self, want: Want) -> None:
+    async def _bring(self, want: Want) -> Mapping[str, str]:
+        """What was left out of it, and why."""
         for last in (False, True):
             try:
                 resolution = await self._preparer.resolve(want)
-                await bring(self._shelf, self._preparer, [(want, resolution)], Gauge(str(want.source)), prefetch=False)
+                refs = await bring(self._shelf, self._preparer, [(want, resolution)], Gauge(str(want.source)), prefetch=False)
             except Changed:
                 if last:
                     raise
                 await asyncio.sleep(0)
             else:
-                return
+                break
+        return {skip.path: skip.reason for ref in refs for skip in ref.skipped}
 
 
 def _source(organisation: str, name: str, revision: str) -> Source:
     try:
-        return Source.parse(f"hf://{organisation}/{name}" + ("" if revision == "main" else f"@{revision}"))
+        repository = Source.parse(f"hf://{organisation}/{name}")
     except InvalidRequest as error:
-        raise NotFound(f"there is no repository {organisation}/{name} at {revision}: {error.message}") from error
+        raise NotFound(f"there is no repository {organisation}/{name}: {error.message}", hint=error.hint) from error
+    try:
+        source = repository if revision == "main" else Source.parse(f"{repository}@{revision}")
+    except InvalidRequest as error:
+        raise _no_revision(organisation, name, revision) from error
+    if (source.ref or "main", source.pinned) != (revision, None):
+        raise _no_revision(organisation, name, revision)  # a digest of our own, which the hub knows nothing of
+    return source
+
+
+def _no_revision(organisation: str, name: str, revision: str) -> NotFound:
+    return NotFound(f"{organisation}/{name} has no revision {revision!r} here", hint="Ask for main.", missing="revision")

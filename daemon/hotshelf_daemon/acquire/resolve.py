@@ -67,7 +67,7 @@ def _committed(origin: Origin, source: Source) -> Found:
     repo, ref = f"{source.authority}/{source.path}", source.ref or "main"
     if (commit := origin.read(f"{repo}/refs/{ref}", 64)) is None:
         hint = "Name a branch, a tag or a commit of it after the @; without one it is main."
-        raise NotFound(f"{repo} has no revision {ref!r} at {origin.label}", hint=hint)
+        raise NotFound(f"{repo} has no revision {ref!r} at {origin.label}", hint=hint, missing="revision")
     return Found(_listed(origin, f"{repo}/{commit.decode()}", str(source)), "tree", commit=commit.decode())
 
 

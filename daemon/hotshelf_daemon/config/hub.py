@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
@@ -22,6 +24,16 @@ class HubSettings(BaseModel):
     repos: list[str] = []
     #: A path to a CA bundle, when the endpoint's certificate is your own.
     ca_bundle: str | None = None
+    #: Folders in which Hugging Face's libraries keep their caches: what lies there is taken, once it is hashed, instead of
+    #: being fetched. HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, or `hub` in HF_HOME.
+    caches: list[str] = Field(default=[], max_length=16)
+
+    @field_validator("caches")
+    @classmethod
+    def _are_absolute(cls, value: list[str]) -> list[str]:
+        if not all(path.startswith("/") and "\0" not in path for path in value):
+            raise ValueError("must be absolute paths")
+        return value
 
     @field_validator("endpoint")
     @classmethod
@@ -42,6 +54,14 @@ class HubSettings(BaseModel):
     def secrets(self) -> frozenset[str]:
         text = self.token.get_secret_value() if self.token is not None else ""
         return frozenset({text} if text else ())
+
+
+def cache_of(env: Mapping[str, str]) -> tuple[str, str] | None:
+    """Which variable says where huggingface_hub's cache lies, in that library's order, and where; None when none does."""
+    for variable, below in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
+        if value := env.get(variable):
+            return variable, os.path.abspath(os.path.join(os.path.expandvars(os.path.expanduser(value)), below))
+    return None
 
 
 class HubMirrorSettings(BaseModel):

@@ -19,7 +19,7 @@ from yaml.parser import ParserError
 from yaml.scanner import ScannerError
 
 from hotshelf_daemon.config.credentials import read_secret, renewed, with_file
-from hotshelf_daemon.config.hub import HubSettings
+from hotshelf_daemon.config.hub import HubSettings, cache_of
 from hotshelf_daemon.config.loaded import Loaded
 from hotshelf_daemon.config.models import take_model_cache
 from hotshelf_daemon.config.settings import OriginSettings, Settings
@@ -114,9 +114,7 @@ def _seed_layer(env: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
     if emulator := env.get("STORAGE_EMULATOR_HOST"):  # as google's own tools read it
         address = emulator if "://" in emulator else f"http://{emulator}"
         yield "environment STORAGE_EMULATOR_HOST", {"gcs": {"endpoint_url": address, "unsigned": True}}
-    for variable, key in (("HF_ENDPOINT", "endpoint"), ("HF_TOKEN", "token"), ("HF_TOKEN_FILE", "token_file")):
-        if value := env.get(variable):
-            yield f"environment {variable}", {"hf": {key: value}}
+    yield from _hub_layer(env)
     if not (bucket := env.get("B2_BUCKET")):
         return
     region = env.get("B2_REGION")
@@ -130,6 +128,14 @@ def _seed_layer(env: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
         if value := _value_or_file(env, variable):
             origin[field] = value
     yield "environment B2_*", {"default_bucket": bucket, "origins": {"b2": origin}}
+
+
+def _hub_layer(env: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for variable, key in (("HF_ENDPOINT", "endpoint"), ("HF_TOKEN", "token"), ("HF_TOKEN_FILE", "token_file")):
+        if value := env.get(variable):
+            yield f"environment {variable}", {"hf": {key: value}}
+    if cache := cache_of(env):
+        yield f"environment {cache[0]}", {"hf": {"caches": [cache[1]]}}
 
 
 def _is_b2(endpoint: object) -> bool:

@@ -119,6 +119,11 @@ class PublishSettings(Frozen):
                 raise ValueError("must be s3://BUCKET/PREFIX")
         return value
 
+    def of(self, kind: str) -> Source | None:
+        """Where `pipeline`s or `bundle`s are shared."""
+        prefix = {"pipeline": self.pipelines, "bundle": self.bundles}[kind]
+        return None if prefix is None else Source.parse(prefix)
+
 
 class PrefetchSettings(Frozen):
     enabled: bool = True
@@ -207,6 +212,17 @@ class Settings(Frozen):
     fetch: FetchSettings = FetchSettings()
     hf: HubSettings = HubSettings()
     hub_mirror: HubMirrorSettings = HubMirrorSettings()
+
+    @field_validator("publish")
+    @classmethod
+    def _can_be_verified_elsewhere(cls, value: PublishSettings, info: ValidationInfo) -> PublishSettings:
+        bundles = info.data.get("bundles")
+        if value.bundles is not None and bundles is not None and bundles.key_file is None:
+            raise BadConfiguration(
+                "publish.bundles is set and bundles.key_file is not: a key made for one store lets no other node verify",
+                hint="Give all these nodes one key (openssl rand -hex 32), and name its file in bundles.key_file.",
+            )
+        return value
 
     @field_validator("store", "socket")
     @classmethod

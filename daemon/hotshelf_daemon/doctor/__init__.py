@@ -42,7 +42,7 @@ _RENAMED_INTO = ("blobs", "snapshots", "manifests", "ingest", "trash")
 def examine(settings: Settings) -> list[Finding]:
     """Every check in turn; errors come first. Takes seconds when an origin does not answer."""
     status, found = _ask(settings.socket)
-    for check in (_store, _index, _room, _layout, _origins, mirrors.check, _signatures):
+    for check in (_store, _index, _room, _layout, _origins, _caches, mirrors.check, _signatures):
         found += check(settings, status)
     return sorted(found, key=lambda finding: finding.level)
 
@@ -199,6 +199,15 @@ def _cloud(name: str, settings: Settings) -> Iterator[Finding]:
             next(iter(origin.list(source.path)), None)
     except HotshelfError as error:
         yield Finding("error", "origin gcs", f"{name}: {error.message}", error.hint)
+
+
+def _caches(settings: Settings, _status: Status) -> Iterator[Finding]:
+    for path in settings.hf.caches:
+        try:
+            os.scandir(path).close()
+        except OSError as error:
+            fix = "Mount it there, readable for this user, or take it out of hf.caches (HF_HUB_CACHE, HF_HOME)."
+            yield Finding("warning", "hf.caches", f"{path}: {error.strerror}: nothing is taken from there", fix)
 
 
 def _skew_s(date: str | None) -> float:

@@ -12,17 +12,28 @@ from hotshelf_shared.digest import Digest, Revision
 
 #: Rows that are kept: a commit and the branches that lead to it have one each.
 KEPT = 1_000
+#: Those that are longer than all may be on average are kept up to so many characters, the latest at any rate.
+KEPT_CHARS = 64 << 20
 
 
 def put(db: sqlite3.Connection, repository: str, revision: str, commit: str, files: Mapping[str, Any]) -> None:
     """What `revision` of ORG/NAME is now: the commit, and what it holds by path, in JSON's terms."""
-    row = (repository, revision, commit, json.dumps(files), time.time())
+    text = json.dumps(files)
+    row = (repository, revision, commit, text, time.time())
     db.execute("INSERT OR REPLACE INTO commits (repository, revision, commit_id, files, seen_at) VALUES (?, ?, ?, ?, ?)", row)
     db.execute(
         "DELETE FROM commits WHERE (repository, revision) NOT IN"
         " (SELECT repository, revision FROM commits ORDER BY seen_at DESC LIMIT ?)",
         (KEPT,),
     )
+    if len(text) > (average := KEPT_CHARS // KEPT):
+        db.execute(
+            "DELETE FROM commits WHERE (repository, revision) IN (SELECT repository, revision FROM"
+            " (SELECT repository, revision, row_number() OVER latest AS place, sum(length(files)) OVER latest AS chars"
+            " FROM commits WHERE length(files) > ? WINDOW latest AS (ORDER BY seen_at DESC ROWS UNBOUNDED PRECEDING))"
+            " WHERE place > 2 AND chars > ?)",
+            (average, KEPT_CHARS),
+        )
 
 
 def find(db: sqlite3.Connection, repository: str, revision: str) -> tuple[str, dict[str, Any]] | None:

@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 from hotshelf_daemon.flights import Flights
 from hotshelf_daemon.index import blobs, ingests, journal
 from hotshelf_daemon.index.ingests import IngestRow
+from hotshelf_daemon.ingest.adopting import Adoption
 from hotshelf_daemon.ingest.commit import Committer, Verified
 from hotshelf_daemon.ingest.download import Downloaded, Downloads, Task
 from hotshelf_daemon.ingest.receiving import Receiver
@@ -85,6 +86,7 @@ class Ingests:
         self._active: dict[tuple[str, ...], _Active] = {}
         self._meters: WeakValueDictionary[tuple[str, ...], Meter] = WeakValueDictionary()
         self._downloads = Downloads(shelf)
+        self._adoption = Adoption(shelf)
         self._files = {False: asyncio.Semaphore(FILES_AT_ONCE), True: asyncio.Semaphore(PREFETCHED_AT_ONCE)}
 
     def meter(self, item: Missing) -> Meter:
@@ -171,7 +173,7 @@ class Ingests:
             # A mirror is asked for nothing that could not be held against a digest.
             origin = order.origin if item.digest is not None else itself(order.origin)
             task = Task(origin, item.object, row, active.meter, active.is_prefetch, order.keep)
-            done = await self._downloads.download(task)
+            done = await self._adoption.adopt(task) or await self._downloads.download(task)
         except BaseException as error:
             drop = isinstance(error, IntegrityError) or self._downloads.is_small(row.size)
             await asyncio.shield(asyncio.create_task(self._interrupt(row, drop=drop)))

@@ -13,7 +13,7 @@ from hotshelf_daemon.origin.file import FileOrigin, root_for
 from hotshelf_daemon.origin.mirrored import Mirrored, ways_to
 from hotshelf_daemon.origin.port import Origin
 from hotshelf_shared.errors import InvalidRequest, NotFound
-from hotshelf_shared.source import Source
+from hotshelf_shared.source import KEYED, Source
 
 Wrap = Callable[[Origin], Origin]
 
@@ -44,10 +44,10 @@ class Directory:
         if source.kind == "hf":
             hf.check_allowed(source, self._settings.hf)
             return self._kept(("hf", ""), lambda: self._wrap(hf.origin_of(self._settings)))
-        if source.kind == "pipeline":
-            if (prefix := self._settings.publish.pipelines) is None:
+        if source.kind in KEYED:
+            if (prefix := self._settings.publish.of(source.kind)) is None:
                 raise NotFound(f"blobs of {source} are not held, and nothing is published", hint="Build it again.")
-            return self.origin_of(Source.parse(prefix))
+            return self.origin_of(prefix)
         raise InvalidRequest(
             f"there is no origin for {source.kind}: sources in this version",
             hint="Use s3://, gs://, hf://, https:// or file:// sources.",

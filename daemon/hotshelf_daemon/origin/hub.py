@@ -25,6 +25,8 @@ from hotshelf_shared.manifest import MAX_FILES
 from hotshelf_shared.source import is_commit
 
 MAX_ANSWER_BYTES = 16 << 20
+#: More than any disk has; as many as a repository may have of these are still a number that SQLite holds.
+MAX_FILE_BYTES = 1 << 47
 #: Pages of a listing; the hub's have a thousand entries.
 MOST_REQUESTS = 1_000
 #: What comes of an answer that is not what the library, or a digest, must be.
@@ -122,7 +124,7 @@ class Hub:
         try:
             yield
         except hub.RevisionNotFoundError as error:
-            raise NotFound(f"{repo} has no such commit at {self._web.label}", hint=_NAMES) from error
+            raise NotFound(f"{repo} has no such commit at {self._web.label}", hint=_NAMES, missing="revision") from error
         except hub.GatedRepoError as error:
             message = f"{repo} is gated at {self._web.label}, and may not be read"
             raise AccessDenied(message, hint=self._advice(repo)) from error
@@ -150,7 +152,8 @@ class Hub:
 
 def _object(file: RepoFile) -> OriginObject:
     """Its version is the sha256, or else the name that Xet or git has for it."""
-    if type(file.size) is not int or file.size < 0 or not isinstance(file.path, str) or not isinstance(file.blob_id, str):
+    has_size = type(file.size) is int and 0 <= file.size <= MAX_FILE_BYTES
+    if not has_size or not isinstance(file.path, str) or not isinstance(file.blob_id, str):
         raise ValueError("it is no file")
     if file.lfs is None:
         return OriginObject(file.path, file.size, str(file.xet_hash or file.blob_id))

@@ -31,7 +31,8 @@ def _known_hosts(settings: Settings) -> Any:
         host = request.headers.get("Host", "").lower()
         name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
         if name not in known:
-            return web.Response(status=421, text=f"{name[:200]!r} is no name of this host: see page_hosts\n")
+            said = f"{name[:200]!a} is no name of this host: see page_hosts"
+            return web.Response(status=421, text=f"{said}\n", headers={"X-Error-Message": said})
         return await handler(request)
 
     return check

@@ -11,34 +11,45 @@ import hashlib
 import hmac
 import json
 import logging
+import os
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
+from urllib.parse import parse_qs
 
 from aiohttp import web
 
 from hotshelf_daemon.acquire import HubFile, Repositories, Repository
+from hotshelf_daemon.page import sending
 from hotshelf_daemon.shelf import Shelf
-from hotshelf_shared.errors import AccessDenied, HotshelfError, NotFound, UnsafeContent
+from hotshelf_daemon.views import ORGANISATION
+from hotshelf_shared.errors import AccessDenied, Busy, HotshelfError, InsufficientSpace, NotFound, UnsafeContent
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 #: How often whoever waits for a file is told that it is on its way, seconds.
 SAY_S = 3.0
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-_REPO = r"{org:[\w][\w.-]*}/{name:[\w][\w.-]*}"
+#: No organisation of the hub may be called as its own pages are.
+_REPO = r"{org:(?!(?:api|datasets|spaces)/)[\w][\w.-]*}/{name:[\w][\w.-]*}"
+_OF_OTHERS = re.compile(r"/(api/)?(datasets|spaces)/")
+_NO_ORGANISATION = re.compile(r"/(?:api/models/([^/]+)(?:/(?:revision|tree)/.+)?|([^/]+)/resolve/.+)\Z")
 
 
 def add_to(app: web.Application, shelf: Shelf, repositories: Repositories) -> None:
     mirror = _Mirror(shelf, repositories)
-    app.on_response_prepare.append(_name_version)
     for path, handler in (
+        ("/api/whoami-v2", mirror.whoami),
         (f"/api/models/{_REPO}", mirror.info),
+        (f"/api/models/{_REPO}/auth-check", mirror.check),
         (f"/api/models/{_REPO}/revision/{{rev}}", mirror.info),
         (f"/api/models/{_REPO}/tree/{{rev}}", mirror.tree),
-        (f"/api/models/{_REPO}/tree/{{rev}}/{{folder:.+}}", mirror.tree),
-        (f"/{_REPO}/resolve/{{rev}}/{{path:.+}}", mirror.resolve),
+        (f"/api/models/{_REPO}/tree/{{rev}}/{{folder:[\\s\\S]+}}", mirror.tree),
+        (f"/{_REPO}/resolve/{{rev}}/{{path:[\\s\\S]+}}", mirror.resolve),
     ):
         app.router.add_get(path, mirror.let_in(handler))
+    app.router.add_post(f"/api/models/{_REPO}/paths-info/{{rev}}", mirror.let_in(mirror.paths))
+    app.router.add_route("*", r"/{rest:[\s\S]*}", mirror.let_in(mirror.unserved))
 
 
 class _Mirror:
@@ -68,7 +79,7 @@ class _Mirror:
             {
                 "_id": "hotshelf", "id": name, "modelId": name, "sha": repository.commit, "private": False, "gated": False,
                 "disabled": False, "tags": [], "downloads": 0, "likes": 0,
-                "siblings": [{"rfilename": path, "size": file.size} for path, file in sorted(repository.files.items())],
+                "siblings": [_sibling(path, file) for path, file in sorted(repository.files.items())],
             }
         )  # fmt: skip
 
@@ -86,22 +97,68 @@ class _Mirror:
         near = {path: file for path, file in files.items() if "/" not in path.removeprefix(below)}
         return _json([*(_folder(below + name) for name in sorted(direct)), *(_entry(p, f) for p, f in sorted(near.items()))])
 
+    async def paths(self, request: web.Request) -> web.StreamResponse:
+        """Of some files and folders, by name; what is not there is left out."""
+        form = parse_qs((await request.read()).decode(errors="replace"))
+        repository = await self._asked(request)
+        folders = {"/".join(path.split("/")[:depth]) for path in repository.files for depth in range(1, path.count("/") + 1)}
+        wanted = dict.fromkeys(path.strip("/") for path in form.get("paths", ()))
+        found = (
+            _entry(path, repository.files[path]) if path in repository.files else _folder(path)
+            for path in wanted
+            if path in repository.files or path in folders
+        )
+        return _json([*found])
+
+    async def whoami(self, _request: web.Request) -> web.StreamResponse:
+        """Whoever has the token, who may read."""
+        token = {"displayName": "the mirror's own", "role": "read"}
+        return _json(
+            {
+                "type": "user",
+                "id": "hotshelf",
+                "name": "hotshelf",
+                "fullname": "hotshelf",
+                "orgs": [],
+                "auth": {"accessToken": token},
+            }
+        )
+
+    async def check(self, request: web.Request) -> web.StreamResponse:
+        await self._asked(request)
+        return _json({})
+
+    async def unserved(self, request: web.Request) -> web.StreamResponse:
+        """All that clients may ask of the hub and not of this: what they raise says so."""
+        if _OF_OTHERS.match(request.path):
+            return _refusal(404, "RepoNotFound", "The mirror has models, and no datasets or spaces.")
+        if (found := _NO_ORGANISATION.match(request.path)) is not None:
+            name = found[1] or found[2]
+            said = f"{name} names no organisation: the hub calls it ORG/{name}, and the mirror knows that name alone."
+            return _refusal(404, "RepoNotFound", said)
+        said = f"The mirror does not answer {request.method} {request.path}: it tells what models have, and sends their files."
+        return _refusal(404, None, said)
+
     async def resolve(self, request: web.Request) -> web.StreamResponse:
         repository, path = await self._asked(request), request.match_info["path"]
-        file = repository.files.get(path)
         told = {"X-Repo-Commit": repository.commit, "Accept-Ranges": "bytes"}
-        if file is not None:
-            told |= {"ETag": f'"{file.version}"', "X-Linked-Size": str(file.size), "X-Linked-ETag": f'"{file.version}"'}
-            if request.method == "HEAD":
-                return web.Response(headers={**told, "Content-Length": str(file.size), "Content-Type": _BYTES})
+        if (file := repository.files.get(path)) is None:
+            why = repository.skipped.get(path)
+            there_is = f"{repository.organisation}/{repository.name} has no {path} at {repository.commit}"
+            said = there_is if why is None else f"{path} is not served: {why}"
+            return _refusal(404, "EntryNotFound", said, told)
+        etag = f'"{_etag(repository, path, file)}"'
+        told |= {"ETag": etag, "X-Linked-Size": str(file.size), "X-Linked-ETag": etag, "Content-Type": _BYTES}
+        if (answer := sending.answered(request, etag, told)) is not None:
+            return answer
+        if request.method == "HEAD":
+            return web.Response(headers={**told, "Content-Length": str(file.size)})
         try:
-            digest = await _patiently(request, self._repositories.blob(repository, path))
-        except NotFound as error:
-            return _refusal(404, "EntryNotFound", error.message, told)
-        where = self._shelf.layout.path("blobs", "sha256", digest.hex[:2], digest.hex)
-        response = web.FileResponse(where, headers={**told, "Content-Type": _BYTES})
-        response["etag"] = told.get("ETag", "")
-        return response
+            opened = await _patiently(request, self._repositories.open(repository, path))
+        except UnsafeContent as error:
+            return _refusal(403, None, f"{error.message}. {error.hint}", {"X-Repo-Commit": repository.commit})
+        with opened:
+            return await sending.send(request, opened, os.fstat(opened.fileno()).st_size, told)
 
     async def _asked(self, request: web.Request) -> Repository:
         asked = request.match_info
@@ -128,13 +185,17 @@ def _passes_over(request: web.Request) -> bool:
     )
 
 
+#: Characters that are said of what went wrong: a header has to hold them.
+_LONGEST = 1_000
 _BYTES = "application/octet-stream"
+_ETAG = re.compile(r"[0-9A-Za-z]{8,128}\Z")
 
 
-async def _name_version(_request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """What the hub calls the file's content, instead of what the file on the disk is to aiohttp."""
-    if etag := response.get("etag"):
-        response.headers["ETag"] = etag
+def _etag(repository: Repository, path: str, file: HubFile) -> str:
+    """What the hub calls the content, which clients call their copy by; where that is no such name, the commit's own file."""
+    if _ETAG.match(file.version):
+        return file.version
+    return hashlib.sha256(f"{repository.commit}/{path}".encode()).hexdigest()
 
 
 def _entry(path: str, file: HubFile) -> dict[str, Any]:
@@ -142,6 +203,12 @@ def _entry(path: str, file: HubFile) -> dict[str, Any]:
     if file.digest is not None:
         entry["lfs"] = {"oid": file.digest.hex, "size": file.size, "pointerSize": 0}
     return entry
+
+
+def _sibling(path: str, file: HubFile) -> dict[str, Any]:
+    return {"rfilename": path, "size": file.size, "blobId": file.version[:40]} | (
+        {"lfs": {"sha256": file.digest.hex, "size": file.size, "pointerSize": 0}} if file.digest is not None else {}
+    )
 
 
 def _folder(path: str) -> dict[str, Any]:
@@ -153,20 +220,25 @@ def _json(body: Any) -> web.Response:
 
 
 def _refused(error: HotshelfError, request: web.Request) -> web.Response:
-    """As the hub says it, so that its clients raise what they would there."""
-    said = f"{error.message} {error.hint}".strip()
+    """As the hub says it, so that its clients raise what they would there, and with what is said here."""
+    said = f"{error.message}. {error.hint}"
+    if isinstance(error, NotFound) and error.details.get("missing") == "revision":
+        return _refusal(404, "RevisionNotFound", said)
+    if isinstance(error, NotFound | AccessDenied) and request.match_info.get("org") != ORGANISATION:
+        said = f"{error.message}. It is with a token of its own, not with yours, that hotshelfd asks the hub."
     if isinstance(error, NotFound):
-        return _refusal(404, "RevisionNotFound" if "revision" in error.message else "RepoNotFound", said)
+        return _refusal(404, "RepoNotFound", said)
     if isinstance(error, AccessDenied | UnsafeContent):
-        return _refusal(403, "GatedRepo" if isinstance(error, AccessDenied) else None, said)
+        return _refusal(403, "GatedRepo", said)  # any other 403 is to them a hub that cannot be reached
     log.warning("the mirror could not answer", extra={"path": request.path, "code": error.code, "why": error.message})
-    return _refusal(error.status, None, said)
+    # That there is no room just now is a status of which clients ask again.
+    return _refusal(Busy.status if isinstance(error, InsufficientSpace) else error.status, None, said)
 
 
 def _refusal(status: int, code: str | None, said: str, told: Mapping[str, str] | None = None) -> web.Response:
-    one_line = " ".join(said.split())
+    one_line = "".join(char if char.isprintable() else " " for char in said)[:_LONGEST]
     named = {"X-Error-Code": code} if code else {}
-    headers = {**(told or {}), "X-Error-Message": one_line.encode("ascii", "replace").decode(), **named}
+    headers = {**(told or {}), "X-Error-Message": one_line.replace("…", "...").encode("ascii", "replace").decode(), **named}
     return web.Response(
         body=json.dumps({"error": one_line}).encode(), status=status, headers=headers, content_type="application/json"
     )

@@ -1,7 +1,7 @@
 """Whose signature an origin's files need: the configuration's `verify` and `keys`, read once at start.
 
-Only what comes out of a bucket is signed. Local roots are the operator's own, and a built pipeline is vouched for by its
-builder; so one that other nodes published cannot be believed where signatures are required, and that is refused at start.
+Only what comes out of a bucket is signed. Local roots are the operator's own, and what was built is vouched for by its
+builder; so what other nodes published cannot be believed where signatures are required, and that is refused at start.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from hotshelf_daemon.config import Settings
 from hotshelf_daemon.origin import gcs, https, s3
 from hotshelf_daemon.provenance.keys import PublicKey
 from hotshelf_shared.errors import BadConfiguration
-from hotshelf_shared.source import Source
+from hotshelf_shared.source import KEYED, Source
 
 
 class Keyring:
@@ -32,12 +32,12 @@ class Keyring:
                 if origin.verify == "required"
             },
         )
-        prefix = settings.publish.pipelines
-        if prefix is not None and ring.required(Source.parse(prefix)):
-            raise BadConfiguration(
-                f"publish.pipelines is {prefix}, whose origin requires signatures, and nodes publish unsigned",
-                hint="Publish to a bucket of another origin (it may have the same endpoint), or switch `verify` off.",
-            )
+        for kind in KEYED:
+            if (prefix := settings.publish.of(kind)) is not None and ring.required(prefix):
+                raise BadConfiguration(
+                    f"publish.{kind}s is {prefix}, whose origin requires signatures, and nodes publish without one of its keys",
+                    hint="Publish to a bucket of another origin (it may have the same endpoint), or switch `verify` off.",
+                )
         return ring
 
     def required(self, source: Source) -> tuple[PublicKey, ...]:

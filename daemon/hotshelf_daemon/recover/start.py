@@ -20,7 +20,7 @@ from hotshelf_daemon.index import Index, blobs, ingests, journal, leases, prepar
 from hotshelf_daemon.index.leases import PinRow
 from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.recover import bundles, pipelines, rollbacks, strangers
-from hotshelf_daemon.store import Layout, hub, model_cache, trees
+from hotshelf_daemon.store import Layout, hub, places, trees
 from hotshelf_daemon.store import blobs as files
 from hotshelf_shared.digest import Digest, Revision
 from hotshelf_shared.errors import InvalidRequest
@@ -54,7 +54,7 @@ def recover(layout: Layout, index: Index, bundle_key: bytes) -> Recovered:
     verdicts = strangers.judge(layout, strangers.unknown(layout, index))
     adopted = strangers.place(layout, index, verdicts)
     hub.prune(layout)
-    model_cache.prune(layout)
+    places.prune(layout)
     _drop_leftovers(layout, index)
     rebuilt = _adopt_manifests(layout, index)
     _lay_out_missing(layout, index)
@@ -85,7 +85,7 @@ def _finish_deletions(layout: Layout, index: Index) -> None:
     if marked := index.read(blobs.deleting):
         hub.hide(layout, marked)
         known = index.read(lambda db: {Revision(row[0]) for row in db.execute("SELECT revision FROM snapshots")})
-        model_cache.hide(layout, model_cache.revisions(layout) - known)
+        places.hide(layout, places.revisions(layout) - known)
         files.discard(layout, marked)
         index.write_now(lambda db: blobs.remove(db, marked), durable=True)
 

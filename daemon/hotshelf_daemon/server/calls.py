@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from hotshelf_daemon.acquire import Desk, Gauge, Keeping, Leasing, Peer
+from hotshelf_daemon.acquire import Desk, Explaining, Gauge, Keeping, Leasing, Peer
 from hotshelf_daemon.index import blobs
 from hotshelf_daemon.server.replies import as_json, stream
 from hotshelf_daemon.shelf import Shelf
@@ -37,6 +37,7 @@ class Calls:
     desk: Desk
     leasing: Leasing
     keeping: Keeping
+    explaining: Explaining
     handing: Handing
     bundling: Bundling
     turns: Turns
@@ -123,6 +124,12 @@ class Calls:
             }
         )
 
+    async def why(self, request: web.Request, _peer: Peer) -> web.StreamResponse:
+        source = request.query.get("source")
+        if not source:
+            raise InvalidRequest("which source?", hint="GET /v1/why?source=SOURCE")
+        return as_json(await self.explaining.why(source))
+
     async def health(self, _request: web.Request, _peer: Peer) -> web.StreamResponse:
         checks = health(self.shelf)
         ok = all(check["ok"] for check in checks)
@@ -187,7 +194,7 @@ async def read_fields(request: web.Request, *known: str) -> dict[str, Any]:
 class Route:
     """`admin` calls need `admin_uids`; one that `streams` says itself when a body that awaits it may come.
 
-    `also` are good statuses besides 200, and what they mean.
+    `also` are good statuses besides 200, and what they mean; `query` are parameters that it needs.
     """
 
     method: str
@@ -197,6 +204,7 @@ class Route:
     admin: bool = False
     streams: bool = False
     also: Mapping[str, str] = field(default_factory=dict)
+    query: tuple[str, ...] = ()
 
 
 ROUTES = (
@@ -211,6 +219,7 @@ ROUTES = (
     Route("PUT", "/v1/pins/{target:.+}", Calls.pin, "Pin a revision, or whatever a name stands for."),
     Route("DELETE", "/v1/pins/{target:.+}", Calls.unpin, "Remove a pin.", admin=True),
     Route("GET", "/v1/transfers", Calls.transfers, "List downloads under way or interrupted."),
+    Route("GET", "/v1/why", Calls.why, "Why a source is here, or is not.", query=("source",)),
     Route("GET", "/v1/status", Calls.status, "The daemon, its store and its budget."),
     Route("GET", "/v1/health", Calls.health, "Whether all is well."),
     Route("POST", "/v1/verify", Calls.verify, "Re-hash what is held.", admin=True),

@@ -133,7 +133,7 @@ _SCHEMAS |= {
     },
     "Bundle": {
         "type": "object",
-        "required": ["environment_key", "graph_key", "digest", "size", "uid", "created_at", "revision", "path"],
+        "required": ["environment_key", "graph_key", "digest", "size", "uid", "created_at", "revision", "path", "held"],
         "properties": {
             "environment_key": {"type": "string"},
             "graph_key": {"type": "string"},
@@ -142,7 +142,21 @@ _SCHEMAS |= {
             "uid": {"type": "integer"},
             "created_at": {"type": "string"},
             "revision": _DIGEST,
-            "path": {"type": "string"},
+            "path": {"type": ["string", "null"]},
+            "held": {"type": "boolean"},
+        },
+    },
+    "Bundles": {
+        "type": "object",
+        "required": ["bundles"],
+        "properties": {
+            "bundles": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["environment_key", "graph_key", "digest", "size", "uid", "created_at", "revision", "held"],
+                },
+            },
         },
     },
 }
@@ -195,6 +209,8 @@ _ANSWERS = {
     ("POST", "/v1/leases"): "Lease",
     ("GET", "/v1/pipelines/{key}"): "Pipeline",
     ("PUT", "/v1/pipelines/{key}"): "Pipeline",
+    ("GET", "/v1/bundles"): "Bundles",
+    ("GET", "/v1/bundles/{environment_key}"): "Bundles",
     ("GET", "/v1/bundles/{environment_key}/{graph_key}"): "Bundle",
     ("PUT", "/v1/bundles/{environment_key}/{graph_key}"): "Bundle",
     ("POST", "/v1/refresh"): "Refreshed",
@@ -231,7 +247,8 @@ def _operation(route: Route, path: str) -> dict[str, Any]:
         "parameters": [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
             for name in re.findall(r"\{(\w+)\}", path)
-        ],
+        ]
+        + [{"name": name, "in": "query", "required": True, "schema": {"type": "string"}} for name in route.query],
         "responses": {"200": answer, "default": {"description": "A typed error.", "content": problem}},
     }
     if route.streams:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from hotshelf_shared.errors import DaemonUnavailable, HotshelfError, Insufficien
 READ_ONLY_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _RENAME_NOREPLACE = 1
 _SYNC_FILE_RANGE_WRITE = 2
+#: _IOW(0x94, 9, int)
+_FICLONE = 0x40049409
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -70,6 +73,16 @@ def allocate(fd: int, size: int) -> None:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
             raise
         os.ftruncate(fd, size)  # a file system without allocation: ENOSPC then shows while writing
+
+
+def clone(from_fd: int, fd: int) -> bool:
+    """All of a file's bytes into another one without copying them: each is free to change, and the other keeps what it has.
+    False where the file system, or two of them, cannot; then the other is as it was."""
+    try:
+        fcntl.ioctl(fd, _FICLONE, from_fd)
+    except OSError:
+        return False
+    return True
 
 
 def seal(fd: int, *, keep: bool = True) -> None:

@@ -21,7 +21,7 @@ from hotshelf_shared.errors import BadConfiguration
 LOCK = ".lock"
 _ON_ONE_DEVICE = ("blobs/sha256", "snapshots", "manifests", "pipelines", "bundles", "ingest", "trash")
 FOLDERS = (
-    *("blobs", "manifests", "refs", "pins", "snapshots", "pipelines", "bundles", "hub", "model_cache"),
+    *("blobs", "manifests", "refs", "pins", "snapshots", "pipelines", "bundles", "hub", "model_cache", "names"),
     *("ingest", "trash", "quarantine"),
 )
 

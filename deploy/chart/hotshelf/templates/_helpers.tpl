@@ -59,6 +59,9 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- fail (printf "config.%s is the chart's to set (see store)" $key) -}}
 {{- end -}}
 {{- end -}}
+{{- if hasKey ($config.hub_mirror | default dict) "token" -}}
+{{- fail "config.hub_mirror.token: a ConfigMap is no place for credentials; give token_file, out of a Secret in `secrets`" -}}
+{{- end -}}
 {{- if hasKey ($config.hf | default dict) "token" -}}
 {{- fail "config.hf.token: a ConfigMap is no place for credentials; give HF_TOKEN in daemon.env, out of a Secret" -}}
 {{- end -}}
@@ -76,6 +79,14 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- fail (printf "config.origins.%s.%s: a ConfigMap is no place for credentials; name a Secret in credentials.%s" $origin $key $origin) -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+{{- if .Values.bundleKey -}}
+{{- if hasKey ($config.bundles | default dict) "key_file" -}}
+{{- fail "config.bundles.key_file: bundleKey names a Secret, and the chart says where that lies" -}}
+{{- end -}}
+{{- $_ := set $config "bundles" (merge (dict "key_file" "/etc/hotshelf/bundles/key") ($config.bundles | default dict)) -}}
+{{- else if and ($config.publish | default dict).bundles (not ($config.bundles | default dict).key_file) -}}
+{{- fail "config.publish.bundles: bundleKey is missing; without one key for all nodes none believes what another has signed" -}}
 {{- end -}}
 {{- $_ := set $config "budget" (include "hotshelf.budget" .) -}}
 {{- toYaml $config -}}

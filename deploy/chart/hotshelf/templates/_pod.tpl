@@ -72,6 +72,12 @@ securityContext:
     {{- range $origin, $secret := .Values.credentials }}
     - {name: origin-{{ $origin }}, mountPath: {{ printf "/etc/hotshelf/credentials/%s" $origin | quote }}, readOnly: true}
     {{- end }}
+    {{- range $name, $secret := .Values.secrets }}
+    - {name: secret-{{ $name }}, mountPath: {{ printf "/etc/hotshelf/secrets/%s" $name | quote }}, readOnly: true}
+    {{- end }}
+    {{- if .Values.bundleKey }}
+    - {name: bundle-key, mountPath: /etc/hotshelf/bundles, readOnly: true}
+    {{- end }}
 {{- end -}}
 
 {{/* Between pods nothing is shared but the shelf, so the socket lies on it too. */}}
@@ -126,5 +132,13 @@ securityContext:
 {{- range $origin, $secret := .Values.credentials }}
 - name: origin-{{ $origin }}
   secret: {secretName: {{ $secret | quote }}, defaultMode: 0440}
+{{- end }}
+{{- range $name, $secret := .Values.secrets }}
+- name: secret-{{ $name }}
+  secret: {secretName: {{ $secret | quote }}, defaultMode: 0440}
+{{- end }}
+{{- if .Values.bundleKey }}
+- name: bundle-key
+  secret: {secretName: {{ .Values.bundleKey | quote }}, defaultMode: 0440, items: [{key: key, path: key}]}
 {{- end }}
 {{- end -}}
