@@ -331,12 +331,12 @@ def test_a_worker_that_is_called_in_ever_new_ways_wants_no_more_packages(
     assert "in more than 1 ways" in how(pipe)["why"]
 
 
-def test_what_cannot_be_made_says_why_and_is_tried_once(library: Library, built: Daemon, tmp_path: pathlib.Path) -> None:
+def test_what_cannot_be_made_says_why_and_is_tried_once(shelf: Daemon) -> None:
     shop = workshop.Workshop()
     wish = workshop.Wish(
         BundleName.of("nowhere", "g"), {}, {"class": "NoSuchModel", "config": {}, "tensors": {}, "structure": []}
     )
-    client = client_of(built)
+    client = client_of(shelf)
     assert shop.find(client, wish).state is workshop.State.ABSENT
     shop.make(client, wish, keep=True)
     assert shop.finish(300)
@@ -361,9 +361,9 @@ def test_whoever_asked_and_is_gone_leaves_no_compiler_and_no_folder_behind(tmp_p
     assert not folder.exists()
 
 
-def test_a_process_makes_so_many_packages_and_no_more(built: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_makes_so_many_packages_and_no_more(shelf: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workshop, "MOST_MADE", 0)
-    shop, client = workshop.Workshop(), client_of(built)
+    shop, client = workshop.Workshop(), client_of(shelf)
     wish = workshop.Wish(BundleName.of("nowhere", "other"), {}, {})
     item = shop.find(client, wish)
     shop.make(client, wish, keep=True)
