@@ -38,7 +38,7 @@ MAX_IMAGES = 16
 
 _LOADING = (
     *("loras", "lora_mode", "components", "config", "pipeline_class", "device", "dtype", "attention", "offload"),
-    *("quantization_config", "snapshot", "revision", "variant", "allow_patterns", "ignore_patterns", "timeout"),
+    *("quantization_config", "snapshot", "compile", "revision", "variant", "allow_patterns", "ignore_patterns", "timeout"),
 )
 _DRAWING = ("negative_prompt", "num_inference_steps", "guidance_scale", "width", "height")
 _FIELDS = ("model", "prompt", "seed", "num_images", "parameters", *_LOADING, *_DRAWING)

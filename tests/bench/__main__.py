@@ -6,7 +6,7 @@ import argparse
 import runpy
 import sys
 
-BENCHMARKS = ("hit", "load", "fetch", "limited", "ready", "build", "prewarm", "lastmile")
+BENCHMARKS = ("hit", "load", "fetch", "limited", "ready", "build", "prewarm", "lastmile", "compile")
 
 
 def main() -> None:

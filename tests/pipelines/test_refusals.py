@@ -49,7 +49,7 @@ def test_a_scale_that_is_no_finite_number_is_refused_before_anything_is_asked(sc
         ({"timeout": float("nan")}, "timeout"),
         ({"timeout": "soon"}, "timeout"),
         ({"lora_mode": "melt"}, "lora_mode"),
-        ({"compile": True}, "compile"),
+        ({"compile": "fast"}, "compile 'fast'"),
         ({"revision": {"a": 1}}, "revision is a word"),
         ({"device_map": {"unet": 0}}, "device_map is a word"),
         ({"snapshot": "always"}, "snapshot"),

@@ -16,7 +16,7 @@ from hotshelf_shared.errors import HotshelfError, InvalidRequest
 from hotshelf_shared.wire import nearest
 
 #: What is this process's business and not the recipe's.
-_NOT_IN_A_RECIPE = frozenset({"cache", "client", "on_progress", "snapshot", "compile", "attention"})
+_NOT_IN_A_RECIPE = frozenset({"cache", "client", "on_progress", "snapshot", "attention"})
 
 
 @verb("build", example="hotshelf build sdxl-with-style.yaml   # source: sdxl, loras: [...], lora_mode: fuse, dtype: float16")
@@ -27,7 +27,8 @@ def build(out: Output, *, recipe: pathlib.Path, pin: bool, dry_run: bool) -> Non
     """Build the pipelines of RECIPE.yaml and keep them on the shelf.
 
     A recipe has the arguments of hotshelf.load_pipeline: source, loras, lora_mode, dtype, variant, components, …; or
-    `pipelines:`, a list of such. Workers that ask for the same load what was built.
+    `pipelines:`, a list of such. Workers that ask for the same load what was built. `compile: {mode: aot, shapes: [{height:
+    1024, width: 1024, batch: 1}]}` compiles the denoiser for these sizes as well; it holds on this kind of machine only.
     """
     orders = _orders(recipe)
     built = []
@@ -43,9 +44,15 @@ def build(out: Output, *, recipe: pathlib.Path, pin: bool, dry_run: bool) -> Non
 
 def _build(out: Output, order: dict[str, Any], *, pin: bool) -> dict[str, Any]:
     from hotshelf.pipelines import explain, load_pipeline
+    from hotshelf.pipelines.compilation import ahead
 
+    plan = ahead.Plan.parse(order.get("compile"))
+    order = {**order, "compile": plan.mode if plan is not None else False}
     with progress.shown(out) as show:
         pipe = load_pipeline(**order, client=client(), cache=None, snapshot=True, on_progress=show)
+    if plan is not None:
+        out.note(f"compiling {order['source']} for {len(plan.sizes)} sizes")
+        ahead.carry_out(plan, pipe)
     how = explain(pipe)
     key = how["pipeline_key"] if how["lora_mode"] == "fuse" or not how["loras"] else how["snapshot"]["key"]
     if pin:
@@ -58,6 +65,7 @@ def _build(out: Output, order: dict[str, Any], *, pin: bool) -> dict[str, Any]:
         "path": found["path"],
         "built": how["served_from"] == "built",
         "phases": how["phases"],
+        "compile": how["compile"],
     }
 
 
@@ -79,6 +87,7 @@ def _orders(path: pathlib.Path) -> list[dict[str, Any]]:
 
 def _order(body: Mapping[Any, Any], path: pathlib.Path) -> dict[str, Any]:
     from hotshelf.pipelines import load_pipeline
+    from hotshelf.pipelines.compilation.ahead import Plan
     from hotshelf.pipelines.order import PipelineOrder
 
     known = [name for name in inspect.signature(load_pipeline).parameters if name not in _NOT_IN_A_RECIPE]
@@ -88,7 +97,8 @@ def _order(body: Mapping[Any, Any], path: pathlib.Path) -> dict[str, Any]:
     if "source" not in body:
         raise InvalidRequest(f"{path} names no source", hint="Write `source: s3://BUCKET/PREFIX`, or a configured name.")
     order = {str(name): value for name, value in body.items()}
-    PipelineOrder.of(**order)
+    plan = Plan.parse(order.get("compile"))
+    PipelineOrder.of(**{**order, "compile": plan.mode if plan is not None else False})
     return order
 
 

@@ -21,7 +21,6 @@ from hotshelf.pipelines.hardening import harden
 from hotshelf.pipelines.loading import import_libraries, resolve_device
 from hotshelf.pipelines.memory import PipelineCache, process_cache
 from hotshelf.pipelines.order import PipelineOrder
-from hotshelf_shared.errors import InvalidRequest
 from hotshelf_shared.wire import Progress
 
 if TYPE_CHECKING:
@@ -64,19 +63,20 @@ def load_pipeline(
     the base's own, each a source or ``{"source", "subfolder"}``. A single-file checkpoint wants `config`, a folder that
     describes its kind. `device` and `dtype` are names (``"cuda"``, ``"float16"``) or torch's own; ``auto`` is a GPU where
     there is one, None the library's default. `attention` is ``auto`` (the fastest kernel that works here), ``flash`` or
-    ``native``. `offload` is ``model``, ``sequential`` or ``group``. `snapshot` keeps what was dear to build for the next
-    worker: in the background (``auto``), before returning (True) or never. `timeout` is in seconds, for everything up to
-    files on disk. `explain(pipe)` says how it was made.
+    ``native``. `compile` is ``regional`` (the repeated blocks, by torch at the first call; True is the same), ``full`` (all
+    of the denoiser) or ``aot`` (a package for each size of image; it draws plainly until there is one); what was compiled
+    is kept for the next worker unless `snapshot` is False. `offload` is ``model``, ``sequential`` or ``group``. `snapshot`
+    keeps what was dear to build for the next worker: in the background (``auto``), before returning (True) or never.
+    `timeout` is in seconds, for everything up to files on disk. `explain(pipe)` says how it was made.
     """
     began = time.monotonic()
-    if compile is not False:
-        raise InvalidRequest(f"compile={compile!r} is not in this version", hint="Use compile=False.")
     order = PipelineOrder.of(
         source,
         loras=loras,
         device=device,
         dtype=dtype,
         attention=attention,
+        compile=compile,
         lora_mode=lora_mode,
         snapshot=snapshot,
         components=components,
@@ -101,6 +101,7 @@ def load_pipeline(
     waited = time.monotonic()
     files = acquiring.result()
     waited = time.monotonic() - waited
+    from hotshelf.pipelines import compilation
     from hotshelf.pipelines.build import build
     from hotshelf.pipelines.gathering import gather
     from hotshelf.pipelines.keeping import Keeping
@@ -114,9 +115,11 @@ def load_pipeline(
         built = build(order, files, kept)
     if kept is not None:
         kept.remember(wish, files)
+    compiled = compilation.apply(built.pipe, order, client, built.attention.backend)
     phases = {"acquire": files.seconds, **files.phases, "import": import_s, "wait": waited, **built.phases}
     keeping.keep(built)
-    explanation.record(order, files, built, {**phases, "total": time.monotonic() - began}, keeping.report)
+    phases |= {"compile": compiled.body["seconds"], "total": time.monotonic() - began}
+    explanation.record(order, files, built, phases, snapshot=keeping.report, compiled=compiled)
     pipe: DiffusionPipeline = built.pipe
     return pipe
 

@@ -25,6 +25,7 @@ DTYPES = {
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 ATTENTION = ("auto", "flash", "native", "none")
 LORA_MODES = ("adapters", "fuse", "hotswap")
+COMPILE_MODES = ("regional", "full", "aot")
 OFFLOADS = ("model", "sequential", "group")
 #: The package that does the work of each of diffusers' quantization backends: its version is part of the recipe.
 _QUANTIZERS = {"bitsandbytes": "bitsandbytes", "torchao": "torchao", "quanto": "optimum-quanto", "gguf": "gguf"}
@@ -104,6 +105,13 @@ def snapshot(value: object) -> bool | None:
     if not isinstance(value, bool):
         raise InvalidRequest(f"snapshot is 'auto', True or False, not {value!r}")
     return value
+
+
+def compile_mode(value: object) -> str | None:
+    """A mode by name; None for False. True is ``regional``: the shortest compiling that is of use."""
+    if isinstance(value, bool) or value is None:
+        return "regional" if value else None
+    return word(value, "compile", COMPILE_MODES)
 
 
 def quantization(value: Any) -> str | None:

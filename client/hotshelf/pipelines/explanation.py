@@ -14,6 +14,7 @@ from hotshelf_shared.errors import InvalidRequest
 if TYPE_CHECKING:
     from hotshelf.lease import Lease
     from hotshelf.pipelines.build import Built
+    from hotshelf.pipelines.compilation import Report
     from hotshelf.pipelines.files import Files, LoraFile
     from hotshelf.pipelines.memory import BaseKey
     from hotshelf.pipelines.order import PipelineOrder
@@ -24,13 +25,22 @@ class _Made:
     how: dict[str, Any]
     leases: tuple[Lease, ...]
     base: BaseKey
+    compiled: Report
 
 
 _made: weakref.WeakKeyDictionary[Any, _Made] = weakref.WeakKeyDictionary()
 
 
-def record(order: PipelineOrder, files: Files, built: Built, phases: Mapping[str, float], snapshot: dict[str, Any]) -> None:
-    """`snapshot` says whether it is kept for others; whoever saves it goes on writing there."""
+def record(
+    order: PipelineOrder,
+    files: Files,
+    built: Built,
+    phases: Mapping[str, float],
+    *,
+    snapshot: dict[str, Any],
+    compiled: Report,
+) -> None:
+    """`snapshot` says whether it is kept for others; whoever saves it goes on writing there, and who compiles in `compiled`."""
     how = {
         "source": order.source,
         "revision": files.base.revision,
@@ -47,12 +57,13 @@ def record(order: PipelineOrder, files: Files, built: Built, phases: Mapping[str
         "snapshot": snapshot,
         "phases": {name: round(seconds, 4) for name, seconds in phases.items()},
     }
-    _made[built.pipe] = _Made(how, files.leases, built.base)
+    _made[built.pipe] = _Made(how, files.leases, built.base, compiled)
 
 
 def explain(pipe: Any) -> dict[str, Any]:
     """How a pipeline that `load_pipeline` returned was made. Raises InvalidRequest for any other object."""
-    return copy.deepcopy(_of(pipe).how)
+    made = _of(pipe)
+    return {**copy.deepcopy(made.how), "compile": made.compiled.to_json()}
 
 
 def base_of(pipe: Any) -> BaseKey:

@@ -78,6 +78,7 @@ class PipelineOrder:
     device: str | None = None
     dtype: str | None = None
     attention: str = "auto"
+    compile: str | None = None
     lora_mode: str = "adapters"
     snapshot: bool | None = None
     components: tuple[ComponentOrder, ...] = ()
@@ -101,6 +102,7 @@ class PipelineOrder:
         device: object = None,
         dtype: object = None,
         attention: str = "auto",
+        compile: object = False,  # noqa: A002  the contract's word
         lora_mode: str = "adapters",
         snapshot: object = "auto",
         components: Mapping[str, object] | None = None,
@@ -135,6 +137,7 @@ class PipelineOrder:
             device=checks.device(device),
             dtype=checks.dtype(dtype),
             attention=checks.word(attention, "attention", checks.ATTENTION),
+            compile=checks.compile_mode(compile),
             lora_mode=checks.word(lora_mode, "lora_mode", checks.LORA_MODES),
             snapshot=checks.snapshot(snapshot),
             components=tuple(ComponentOrder.parse(name, one) for name, one in sorted((components or {}).items())),
@@ -162,4 +165,4 @@ class PipelineOrder:
     @property
     def wish(self) -> PipelineOrder:
         """What of it says which files are wanted: equal wishes are answered with the same files."""
-        return replace(self, device=None, dtype=None, attention="auto", timeout_s=0.0, quantization_config=None)
+        return replace(self, device=None, dtype=None, attention="auto", compile=None, timeout_s=0.0, quantization_config=None)
