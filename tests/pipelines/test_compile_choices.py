@@ -13,7 +13,10 @@ import hotshelf
 from hotshelf import compiling
 from hotshelf.pipelines.compilation import calls, choice, structure
 from hotshelf.pipelines.compilation.ahead import Plan, Size
+from hotshelf.pipelines.compilation.forward import JustInTime
+from hotshelf.pipelines.compilation.report import Report
 from hotshelf.pipelines.order import PipelineOrder
+from hotshelf_shared.bundle import BundleName
 from hotshelf_shared.errors import InvalidRequest
 from tests.pipelines import tiny
 from tests.pipelines.conftest import Library, draw
@@ -203,3 +206,46 @@ def test_a_recipe_names_a_mode_or_sizes_too() -> None:
 def test_a_recipe_that_cannot_be_meant_is_refused_before_anything_is_loaded(body: Any) -> None:
     with pytest.raises(InvalidRequest):
         Plan.parse(body)
+
+
+# ---- what torch compiles at a call
+
+
+class _Echo:
+    """Stands for a compiled denoiser, of which torch compiles each way of calling once."""
+
+    def __init__(self) -> None:
+        self.known: set[tuple[int, ...]] = set()
+
+    def __call__(self, sample: Any, **_: Any) -> tuple[Any]:
+        from torch._dynamo.utils import counters
+
+        shape = tuple(sample.shape)
+        counters["inductor"]["fxgraph_cache_hit" if shape in self.known else "fxgraph_cache_miss"] += 1
+        self.known.add(shape)
+        return (sample,)
+
+
+def test_each_way_of_calling_a_denoiser_has_a_bundle_of_its_own() -> None:
+    import torch
+
+    class Denoiser(torch.nn.Module):
+        def forward(self, sample: torch.Tensor, return_dict: bool = True) -> Any:
+            raise AssertionError("nobody draws plainly here")
+
+    brought: list[Any] = []
+    settled: list[BundleName] = []
+
+    def bring(form: Any) -> tuple[BundleName, bool]:
+        brought.append(form)
+        return BundleName.of("here", f"way{len(brought)}"), False
+
+    module = Denoiser()
+    report = Report("full", "full")
+    place = JustInTime(module, report, _Echo(), bring, settled.append)
+    small, large = torch.zeros(2, 4, 8, 8), torch.zeros(2, 4, 16, 16)
+    for sample in (small, large, small, large):
+        place(sample, return_dict=False)
+    assert [calls.shapes_of(form) for form in brought] == ["2x4x8x8", "2x4x16x16"]
+    assert [str(name) for name in settled] == ["here/way1", "here/way2"]
+    assert (report.body["misses"], report.body["hits"], report.body["served_from"]) == (2, 2, "local")

@@ -82,14 +82,14 @@ def carry_out(plan: Plan, pipe: Any) -> dict[str, Any]:
     found = of(pipe)
     if found is None:
         raise HotshelfError("nothing of it can be compiled this way", hint="explain(pipe)['compile'] says why.")
-    keeps, found.keeps = found.keeps, found.keeps and found.name is None
+    keeps, found.keeps = found.keeps, found.keeps and plan.mode == "aot"
     pipe.set_progress_bar_config(disable=True)
     for size in plan.sizes:
         size.draw(pipe)
     workshop.finish(_PATIENCE_S)
     found.keeps = keeps
-    if found.name is not None and found.report.body["misses"]:
-        found.keep()
+    for name in found.fresh:
+        found.keep(name)
     report = found.report.to_json()
     broken = [item.why for item in found.report.items if item.state is not State.READY]
     if broken or report["kept"] == "failed":

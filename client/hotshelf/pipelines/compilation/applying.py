@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hotshelf import compiling
 from hotshelf.client import Client
@@ -29,9 +29,6 @@ from hotshelf.pipelines.order import PipelineOrder
 from hotshelf_shared.bundle import BundleName
 from hotshelf_shared.errors import HotshelfError
 
-if TYPE_CHECKING:
-    import torch
-
 #: Raised when a package or a bundle of an older hotshelf must not be used any more.
 FORMAT = 1
 _HAND_IN_S = 600.0
@@ -40,30 +37,31 @@ _LIBRARIES = ("torch", "diffusers", "peft")
 
 @dataclass(eq=False, slots=True)
 class Compilation:
-    """Of one pipeline. `keep` hands in what was compiled so far; what is made ahead does so by itself."""
+    """Of one pipeline. `keep` hands in what torch has compiled; what is made ahead does so by itself.
+
+    `fresh` are the bundles that the shelf had not, each of one way of calling a denoiser.
+    """
 
     client: Client
     report: Report
     places: list[Place] = field(default_factory=list)
-    name: BundleName | None = None
+    fresh: list[BundleName] = field(default_factory=list)
     keeps: bool = True
-    is_kept: bool = False
 
-    def compiled(self) -> None:
-        """After the first call that compiled something: the next worker shall not."""
-        if self.keeps and not self.is_kept and self.report.body["misses"]:
-            self.is_kept = True
-            self.report.body["kept"] = "saving"
-            background.submit(self.keep)
+    def compiled(self, name: BundleName) -> None:
+        """After a call that compiled something: the next worker shall not."""
+        if name not in self.fresh:
+            self.fresh.append(name)
+            if self.keeps:
+                self.report.body["kept"] = "saving"
+                background.submit(functools.partial(self.keep, name))
 
-    def keep(self) -> None:
-        if self.name is None:
-            return
+    def keep(self, name: BundleName) -> None:
         try:
             with tempfile.TemporaryDirectory(prefix="hotshelf-bundle-") as scratch:
                 folder = Path(scratch) / "cache"
                 compiling.gather(folder, compiling.places())
-                outcome = compiling.keep(self.client, self.name, folder, timeout=_HAND_IN_S).outcome
+                outcome = compiling.keep(self.client, name, folder, timeout=_HAND_IN_S).outcome
             self.report.body["kept"] = "known" if outcome is compiling.Outcome.OTHER else "saved"
         except (HotshelfError, OSError) as error:
             self.report.body["kept"] = "failed"
@@ -98,9 +96,7 @@ def apply(pipe: Any, order: PipelineOrder, client: Client, attention: str) -> Re
         if chosen.runs == "aot":
             found.places = [_ahead(module, graph, found) for module in denoisers.values()]
         else:
-            found.name = graph.of_pipeline(type(pipe).__name__, denoisers)
-            _bring(client, found.name, report)
-            found.places = [_just_in_time(module, chosen.runs, found) for module in denoisers.values()]
+            found.places = [_just_in_time(module, graph, found) for module in denoisers.values()]
     except Exception as error:  # whatever a compiler dies of: the pipeline draws without it
         for part in (part for module in denoisers.values() for part in module.modules()):
             part._compiled_call_impl = None
@@ -125,12 +121,12 @@ class _Graph:
     lora_mode: str
     quantization: str | None
 
-    def of_pipeline(self, class_name: str, denoisers: Mapping[str, torch.nn.Module]) -> BundleName:
-        """Shapes are no part of it: torch compiles anew for those that it has not seen, and says so in its counters."""
-        shapes = {name: structure.digest(structure.lines(module)) for name, module in denoisers.items()}
+    def of_call(self, class_name: str, digest: str, form: Form | None) -> BundleName:
+        """Of one way of calling a denoiser whose structure has that digest."""
         parts = {
             "format": FORMAT, "mode": self.runs, "attention": self.attention, "lora_mode": self.lora_mode,
-            "quantization": self.quantization, "structure": json.dumps(shapes, sort_keys=True), **versions(),
+            "quantization": self.quantization, "structure": digest, **versions(),
+            "call": None if form is None else json.dumps(anywhere(form)),
         }  # fmt: skip
         return BundleName.of(self.environment, compiling.graph_key(f"{class_name}-{self.runs}", parts))
 
@@ -142,25 +138,34 @@ class _Graph:
 # ---- as torch compiles, at the first call
 
 
-def _bring(client: Client, name: BundleName, report: Report) -> None:
-    """The bundle into inductor's directories, before anything is compiled."""
+def _bring(client: Client, name: BundleName, report: Report) -> bool:
+    """The bundle into inductor's directories, before anything is compiled; whether there is one."""
     try:
         with tempfile.TemporaryDirectory(prefix="hotshelf-bundle-") as scratch:
             folder = Path(scratch) / "cache"
             if compiling.fetch(client, name, folder, timeout=LOOK_S) is not None:
                 compiling.merge(folder, compiling.places())
                 report.body["bundle"] = str(name)
+                return True
     except HotshelfError as error:
         report.fell_back(f"compiled without a bundle: {error.message}")
+    return False
 
 
-def _just_in_time(module: Any, runs: str, found: Compilation) -> Place:
+def _just_in_time(module: Any, graph: _Graph, found: Compilation) -> Place:
+    """Never for shapes in general (`dynamic`): what torch makes of a second size depends on the first, and so would bundles."""
     import torch
 
-    if runs == "regional":
-        module.compile_repeated_blocks()
-    whole = torch.compile(module._call_impl) if runs == "full" else None
-    return JustInTime(module, found.report, whole, found.compiled)
+    class_name, digest = type(module).__name__, structure.digest(structure.lines(module))
+
+    def bring(form: Form | None) -> tuple[BundleName, bool]:
+        name = graph.of_call(class_name, digest, form)
+        return name, _bring(found.client, name, found.report)
+
+    if graph.runs == "regional":
+        module.compile_repeated_blocks(dynamic=False)
+    whole = torch.compile(module._call_impl, dynamic=False) if graph.runs == "full" else None
+    return JustInTime(module, found.report, whole, bring, found.compiled)
 
 
 # ---- ahead of time

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import weakref
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from hotshelf.pipelines.compilation.package import MODEL, Package
 from hotshelf.pipelines.compilation.report import Report
 from hotshelf.pipelines.compilation.workshop import Item, State
 from hotshelf.pipelines.loading import first_line
+from hotshelf_shared.bundle import BundleName
 from hotshelf_shared.errors import HotshelfError
 
 if TYPE_CHECKING:
@@ -60,14 +62,24 @@ class Place:
 
 
 class JustInTime(Place):
-    """Compiled by torch at its first call. `compiled` is what to call; `settled` is told when something was compiled."""
+    """Compiled by torch at its first call, and again for every other way of calling it.
+
+    `compiled` is what to call; `bring` fetches the bundle of a way, and says its name and whether there is one; `settled` is
+    told of the name when something was compiled all the same.
+    """
 
     def __init__(
-        self, module: torch.nn.Module, report: Report, compiled: Callable[..., Any] | None, settled: Callable[[], None]
+        self,
+        module: torch.nn.Module,
+        report: Report,
+        compiled: Callable[..., Any] | None,
+        bring: Callable[[Form | None], tuple[BundleName, bool]],
+        settled: Callable[[BundleName], None],
     ) -> None:
         super().__init__(module, report)
-        self._compiled, self._settled = compiled, settled
-        self._seen = compiling.counters()
+        self._compiled, self._bring, self._settled = compiled, bring, settled
+        self._reader = Reader(module)
+        self._brought: dict[Form | None, tuple[BundleName, bool]] = {}
         self._is_given_up = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -75,7 +87,9 @@ class JustInTime(Place):
 
         if self._is_given_up:
             return self.plainly(args, kwargs)
-        before, began = compiling.counters(), time.monotonic()
+        began = time.monotonic()
+        name, is_bundled = self._bundle(args, kwargs)
+        before = compiling.counters()
         try:
             result = (self._compiled or self.module._call_impl)(*args, **kwargs)
         except TorchDynamoException as error:
@@ -83,10 +97,21 @@ class JustInTime(Place):
             return self.plainly(args, kwargs)
         self._report.called(compiled=True)
         if (now := compiling.counters()) != before:
+            reuse = now.since(before)
             self._report.took(time.monotonic() - began)
-            self._report.compiled(now.since(before))
-            self._settled()
+            self._report.compiled(reuse, is_bundled=is_bundled)
+            if reuse.misses:
+                self._settled(name)
         return result
+
+    def _bundle(self, args: Any, kwargs: Any) -> tuple[BundleName, bool]:
+        """Of this way of calling it, in inductor's directories by now if there is one."""
+        form: Form | None = None
+        with contextlib.suppress(Unfit):  # what cannot be described has a bundle of its own, with whatever came before
+            form = self._reader.read(args, kwargs)[0]
+        if form not in self._brought:
+            self._brought[form] = self._bring(form)
+        return self._brought[form]
 
     def _give_up(self, why: str) -> None:
         self._is_given_up = True

@@ -71,13 +71,13 @@ class Report:
         self.items.append(item)
         self.body["hits" if is_hit else "misses"] += 1
 
-    def compiled(self, reuse: Reuse) -> None:
+    def compiled(self, reuse: Reuse, *, is_bundled: bool) -> None:
         """What torch's counters say of one call: of the whole process, since they tell no one's from another's."""
         self.body["hits"] += reuse.hits
         self.body["misses"] += reuse.misses
         if reuse.hits:
-            self.served("bundle" if self.body["bundle"] else "local")
-        elif self.body["bundle"] and reuse.misses:
+            self.served("bundle" if is_bundled else "local")
+        elif is_bundled and reuse.misses:
             self.fell_back("the bundle has nothing of what was compiled")
         if reuse.bypasses:
             self.fell_back(f"{reuse.bypasses} graphs cannot be cached")
