@@ -21,7 +21,7 @@ from hotshelf_daemon.store import hub, places, trees
 from hotshelf_daemon.store import pipelines as folders
 from hotshelf_shared.bundle import BundleName
 from hotshelf_shared.digest import Digest, Revision
-from hotshelf_shared.errors import InsufficientSpace, InUse
+from hotshelf_shared.errors import InUse
 
 
 async def make_room(shelf: Shelf, need: int, *, active: Iterable[str], evict: bool = True, full: bool = False) -> int:
@@ -160,12 +160,6 @@ async def evict(shelf: Shelf, revision: Revision, *, reason: str) -> int:
         freed = sum(stock.blobs[blob] for blob in loose)
         await apply(shelf, Eviction(snapshots=(revision,), blobs=loose, freed=freed), reason)
         return freed
-
-
-def may_end(db: sqlite3.Connection, refusal: InsufficientSpace) -> bool:
-    """Whether there would be room if all that holds it now, and is not pinned, let go."""
-    lacking = refusal.details.get("lacking_bytes")
-    return isinstance(lacking, int) and lacking <= leases.passing_bytes(db)
 
 
 async def collect(shelf: Shelf, *, active: Callable[[], Iterable[str]], dry_run: bool) -> Eviction:

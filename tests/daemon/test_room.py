@@ -225,6 +225,15 @@ def test_what_is_pinned_is_not_waited_for(small: Daemon, models: Models) -> None
     refused(small.acquire(source), "insufficient_space")  # at once, though it may wait for a minute
 
 
+def test_nobody_waits_for_what_he_holds_himself(small: Daemon, models: Models) -> None:
+    body = {"client": "0123456789abcdef"}
+    for name in "abc":
+        granted(small.acquire(models.source(name), **body))
+    refused(small.acquire(models.source("d"), **body), "insufficient_space")  # at once
+    with queueing(small, models.source("d")):
+        pass  # anybody else does
+
+
 def test_who_gives_up_waiting_for_room_leaves_nothing(small: Daemon, models: Models) -> None:
     for name in "abc":
         models.acquire(name)

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from hotshelf_daemon import collect
 from hotshelf_daemon.acquire.bundles import Bundles, is_bundle
 from hotshelf_daemon.acquire.freshness import Freshness
 from hotshelf_daemon.acquire.gauge import Gauge
@@ -22,7 +21,8 @@ from hotshelf_daemon.acquire.names import Names, Want
 from hotshelf_daemon.acquire.pipelines import Pipelines, is_pipeline
 from hotshelf_daemon.acquire.prepare import Preparer
 from hotshelf_daemon.flights import first_failure
-from hotshelf_daemon.index import journal, snapshots
+from hotshelf_daemon.index import journal, leases, snapshots
+from hotshelf_daemon.index.leases import LeaseRow
 from hotshelf_daemon.index.snapshots import RefRow
 from hotshelf_daemon.origin import Changed
 from hotshelf_daemon.plan import Resolution
@@ -52,6 +52,8 @@ class Desk:
         self._names = names
         self._preparer = preparer
         self._freshness = freshness
+        #: Held while an acquire takes what it needs: what one holds for a moment and in vain is no reason to refuse another.
+        self._taking = asyncio.Lock()
 
     async def acquire(self, request: AcquireRequest, peer: Peer, gauge: Gauge) -> list[LeaseAnswer]:
         """Leases on all the wishes, or a HotshelfError and nothing held."""
@@ -142,7 +144,7 @@ class Desk:
         known: dict[str, Resolution] = {}
         changes = 0
         while True:
-            room = self._shelf.room_bell.next()
+            room, passing = self._shelf.room_bell.next(), self._passing_bytes(holder)
             try:
                 return await self._join(wants, holder, gauge, known)
             except Changed as change:
@@ -152,10 +154,15 @@ class Desk:
                 known.clear()
                 gauge.enter("resolve")
             except InsufficientSpace as refusal:
-                if refusal is not gauge.refusal or not self._shelf.index.read(partial(collect.may_end, refusal=refusal)):
+                # What let go meanwhile has rung, or will; what began meanwhile will end as well.
+                may_end = refusal.details.get("lacking_bytes", 0) <= max(passing, self._passing_bytes(holder))
+                if refusal is not gauge.refusal or not may_end:
                     raise
                 gauge.enter("queue")
                 await room.wait()
+
+    def _passing_bytes(self, holder: Holder) -> int:
+        return self._shelf.index.read(partial(leases.passing_bytes, client=holder.client))
 
     async def _join(
         self, wants: Sequence[Want], holder: Holder, gauge: Gauge, known: dict[str, Resolution]
@@ -200,43 +207,60 @@ class Desk:
         holder: Holder,
         gauge: Gauge,
     ) -> list[LeaseAnswer]:
-        rows = self._leasing.rows(wants, refs, resolutions, holder)
+        rows, promised = await self._take(wants, refs, resolutions, holder, gauge)
         try:
-            rows = await self._leasing.hold(rows, resolutions)
-            settled = await self._bring(wants, refs, resolutions, gauge)
+            settled = await self._bring(wants, refs, resolutions, gauge, promised)
             self._pipelines.check(wants, settled, uid=holder.peer.uid)
-            await self._bundles.check(wants, settled, uid=holder.peer.uid)
             opened = [replace(row, revision=ref.revision, resolution=None) for row, ref in zip(rows, settled, strict=True)]
             await self._leasing.settle(opened)
         except BaseException:
-            idle = [resolution for resolution in resolutions.values() if self._preparer.is_alone(resolution)]
-            await asyncio.shield(asyncio.create_task(self._leasing.give_up(rows, idle)))
+            await self._give_up(rows, resolutions)
             raise
         for want, ref in zip(wants, refs, strict=True):
             (self._freshness.fetched if ref is None else self._freshness.hit)(want)
         gauge.enter("ready")
         return self._leasing.answers(opened, settled, gauge.seconds)
 
+    async def _take(
+        self,
+        wants: Sequence[Want],
+        refs: Sequence[RefRow | None],
+        resolutions: dict[str, Resolution],
+        holder: Holder,
+        gauge: Gauge,
+    ) -> tuple[list[LeaseRow], list[str]]:
+        """Leases on all of it and room for what is missing, or neither. Raises InsufficientSpace, which `gauge` is told."""
+        rows = self._leasing.rows(wants, refs, resolutions, holder)
+        async with self._taking:
+            try:
+                rows = await self._leasing.hold(rows, resolutions)
+                return rows, await self._preparer.reserve(list(resolutions.values()), evict=True)
+            except BaseException as error:
+                if isinstance(error, InsufficientSpace):
+                    gauge.refusal = error
+                await self._give_up(rows, resolutions)
+                raise
+
+    async def _give_up(self, rows: Sequence[LeaseRow], resolutions: dict[str, Resolution]) -> None:
+        idle = [resolution for resolution in resolutions.values() if self._preparer.is_alone(resolution)]
+        await asyncio.shield(asyncio.create_task(self._leasing.give_up(rows, idle)))
+
     async def _bring(
-        self, wants: Sequence[Want], refs: Sequence[RefRow | None], resolutions: dict[str, Resolution], gauge: Gauge
+        self,
+        wants: Sequence[Want],
+        refs: Sequence[RefRow | None],
+        resolutions: dict[str, Resolution],
+        gauge: Gauge,
+        promised: list[str],
     ) -> list[RefRow]:
-        """Room first, then the bytes; the ref of each want."""
-        promised: list[str] = []
+        """The bytes, for which there is room; the ref of each want."""
         try:
-            promised = await self._reserve(list(resolutions.values()), gauge)
             self._preparer.gauge(gauge, self._preparer.missing(resolutions.values()))
             gauge.held_bytes = sum(r.size for r in resolutions.values()) - sum(m.size for m in gauge.meters)
             ready = await self._prepare_all(wants, resolutions, gauge)
         finally:
             await asyncio.shield(asyncio.create_task(self._preparer.unclaim(promised)))
         return [ready[want.key] if ref is None else ref for want, ref in zip(wants, refs, strict=True)]
-
-    async def _reserve(self, resolutions: Sequence[Resolution], gauge: Gauge) -> list[str]:
-        try:
-            return await self._preparer.reserve(resolutions, evict=True)
-        except InsufficientSpace as refusal:
-            gauge.refusal = refusal
-            raise
 
     async def _resolve(self, wants: Iterable[Want]) -> dict[str, Resolution]:
         distinct = {want.key: want for want in wants}

@@ -117,14 +117,16 @@ def holders(db: sqlite3.Connection, limit: int = 10) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in map(tuple, rows)]
 
 
-def passing_bytes(db: sqlite3.Connection) -> int:
-    """What is held only until something ends: leases, downloads, acquires and hand-ins; each blob once."""
+def passing_bytes(db: sqlite3.Connection, *, client: str | None) -> int:
+    """What is held only until something ends: leases of others than `client`, downloads, acquires, hand-ins; each blob once."""
     (size,) = db.execute(
         "WITH pinned AS (SELECT digest FROM files WHERE revision IN (SELECT revision FROM v_pins)),"
-        " passing AS (SELECT digest FROM files WHERE revision IN (SELECT revision FROM leases)"
+        " leased AS (SELECT revision FROM leases WHERE client IS NULL OR client IS NOT ?),"
+        " passing AS (SELECT digest FROM files WHERE revision IN leased"
         " UNION SELECT digest FROM handed_in UNION SELECT digest FROM wanted_blobs)"
         " SELECT (SELECT coalesce(sum(size), 0) FROM ingests) + (SELECT coalesce(sum(size), 0) FROM blobs"
-        " WHERE digest IN passing AND digest NOT IN pinned)"
+        " WHERE digest IN passing AND digest NOT IN pinned)",
+        (client,),
     ).fetchone()
     return int(size)
 
