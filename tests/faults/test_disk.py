@@ -128,7 +128,7 @@ def test_a_volume_without_room_or_inodes_is_a_typed_error_and_what_is_held_is_se
                 with (volume / f"filler-{filled}").open("wb") as file:
                     os.posix_fallocate(file.fileno(), 0, 1 << 16)
                 filled += 1
-        refused(acquire(daemon, origin, "two"), "insufficient_space")
+        refused(daemon.acquire(f"file://{origin / 'two'}", timeout_s=1), "insufficient_space")
         assert tree_of(daemon, granted(acquire(daemon, origin))) == objects.read(origin / "one")
         assert list(visible_wrongs(daemon.store)) == []
         for number in range(filled):
