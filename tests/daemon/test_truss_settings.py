@@ -54,7 +54,7 @@ def test_models_and_loras_win_over_what_truss_names_and_take_its_folder(tmp_path
     settings = of({"model_cache": cache, "models": {"weights/a": {"source": "s3://other/a"}}}).settings
     assert settings.names["weights/a"].source == "s3://other/a"
     names = Names(settings)
-    assert names.folders() == {names.configured()["weights/b"].key: ("weights/b",)}
+    assert names.places() == {names.configured()["weights/b"].key: ("model_cache/weights/b",)}
 
 
 def test_the_old_name_is_read_and_both_are_said_to_be_one_too_many() -> None:
