@@ -35,7 +35,8 @@ async def make_room(shelf: Shelf, need: int, *, active: Iterable[str], evict: bo
     if need <= holdings.budget - held and need <= holdings.free:
         return 0
     if evict or need > holdings.budget:
-        holdings = shelf.index.read(lambda db: take_stock(shelf, db, holdings, frozenset(active)))
+        sums, claimed = holdings, frozenset(active)
+        holdings = await shelf.index.look(lambda db: take_stock(shelf, db, sums, claimed))
     chosen = plan.make_room(holdings, need, holders=shelf.index.read(leases.holders))
     await apply(shelf, chosen, "room")
     return chosen.freed

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+import hotshelf
+import hotshelf_shared
 from hotshelf.adapters import b10_transfer
 from hotshelf.compile_cache import CacheError, CacheOperationInterrupted, CacheValidationError, clear_local_cache, local
 from hotshelf.compile_cache.settings import Settings
@@ -146,7 +148,7 @@ def test_importing_it_needs_the_standard_library_only() -> None:
         "import sys, hotshelf.adapters.b10_transfer, hotshelf.compile_cache;"
         "print(sorted({m.partition('.')[0] for m in sys.modules} - {*sys.stdlib_module_names, '__main__'}))"
     )
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", script], capture_output=True, text=True, timeout=60, env=clean_environment()
-    )
+    homes = {str(pathlib.Path(module.__file__ or "").parents[1]) for module in (hotshelf, hotshelf_shared)}
+    given = clean_environment(PYTHONPATH=os.pathsep.join(homes))
+    done = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, text=True, timeout=60, env=given)
     assert done.stdout.strip() == "['hotshelf', 'hotshelf_shared']", done.stderr

@@ -17,7 +17,7 @@ import pytest
 
 import hotshelf
 from hotshelf import PipelineCache, compiling
-from hotshelf.pipelines.compilation import applying, forward, workshop
+from hotshelf.pipelines.compilation import applying, forward, package, workshop
 from hotshelf_shared.bundle import BundleName
 from tests.daemon_process import Daemon
 from tests.pipelines import tiny
@@ -201,6 +201,30 @@ def test_another_dtype_is_drawn_plainly(aot: Any, library: Library, base: pathli
     assert draw(pipe.to(torch.bfloat16)) == draw(plain.to(torch.bfloat16))
     assert how(pipe)["calls"]["compiled"] == compiled
     assert how(pipe)["calls"]["eager"] > 0
+
+
+def test_another_memory_layout_is_drawn_plainly(aot: Any, library: Library, base: pathlib.Path) -> None:
+    """Native code looks at no stride."""
+    import torch
+
+    pipe, plain = aot(), library.plain(base)
+    for one in (pipe, plain):
+        one.unet.to(memory_format=torch.channels_last)
+    assert draw(pipe) == draw(plain)
+    assert how(pipe)["calls"]["compiled"] == 0
+    assert "changed after it was loaded" in how(pipe)["why"]
+
+
+def test_code_that_fails_when_it_runs_is_drawn_plainly(
+    aot: Any, library: Library, base: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: Any) -> None:
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr(package.Package, "run", run)
+    pipe = aot()
+    assert draw(pipe) == library.plain_image(base)
+    assert "it cannot run: no kernel image is available" in how(pipe)["why"]
 
 
 def test_adapters_are_drawn_plainly_whenever_they_come(aot: Any, library: Library, base: pathlib.Path) -> None:

@@ -57,4 +57,13 @@ def silence() -> None:
 
 
 def _open() -> list[int]:
-    return [int(name) for name in os.listdir("/proc/self/fd")]
+    """Without the one that the listing itself has open, which is gone by then."""
+    return [number for number in map(int, os.listdir("/proc/self/fd")) if _is_open(number)]
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True

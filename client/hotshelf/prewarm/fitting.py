@@ -12,7 +12,7 @@ _READ_ONCE = (
     *("OMP_", "GOMP_", "KMP_", "MKL_", "DNNL_", "ONEDNN_", "OPENBLAS_", "GOTO_", "BLIS_", "NUMEXPR_", "NPY_", "NUMPY_"),
     *("PYTORCH_", "TORCH", "ATEN_", "C10_", "TRITON_", "CUDA_", "CUBLAS_", "CUDNN_", "NCCL_", "NVIDIA_", "HIP_", "ROC", "HSA_"),
     *("HF_", "HUGGING", "TRANSFORMERS_", "DIFFUSERS_", "ACCELERATE_", "PEFT_", "SAFETENSORS_", "TOKENIZERS_", "FLASH_"),
-    *("XFORMERS_", "BITSANDBYTES_", "BNB_", "USE_"),
+    *("XFORMERS_", "BITSANDBYTES_", "BNB_", "USE_", "TQDM_", "KINETO_"),
 )
 _READ_ONCE_NAMES = frozenset(
     ("LANG", "LANGUAGE", "HOME", "TMPDIR", "TEMP", "TMP", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")

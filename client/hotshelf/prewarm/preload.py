@@ -58,21 +58,26 @@ def also(names: Iterable[str]) -> None:
 
 def settle() -> None:
     """Ends the threads that end before a fork, OpenBLAS's; raises BadConfiguration when what was imported cannot be forked."""
-    if threads() > 1:
-        child = os.fork()
-        if child == 0:
-            os._exit(0)
-        os.waitpid(child, 0)
+    child = os.fork()
+    if child == 0:
+        os._exit(int(_is_cuda_lost()))
+    _, status = os.waitpid(child, 0)
     if (count := threads()) > 1:
         raise BadConfiguration(
             f"what was imported has started {count - 1} threads, which no forked worker would have",
             hint="Leave that module out of --preload.",
         )
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
+    if status or (torch is not None and torch.cuda.is_initialized()):
         raise BadConfiguration(
             "what was imported has initialized CUDA, which no forked worker could use", hint="Leave it out of --preload."
         )
+
+
+def _is_cuda_lost() -> bool:
+    """In a child: whether its parent has started CUDA, be it only by asking how many GPUs there are."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda._is_in_bad_fork())
 
 
 def threads() -> int:

@@ -30,7 +30,7 @@ _PATIENCE_S = 10.0
 def attend(channel: socket.socket, zygote: Footing) -> Birth:
     """In a fork of the zygote; returns in the worker only, the warden ends by itself."""
     os.setsid()
-    signals.as_fresh(ignore=(signal.SIGINT, signal.SIGHUP), block=())
+    signals.as_fresh(ignore=signals.passed_on(), block=())  # whoever signals all processes means the worker, not its warden
     own = (channel.fileno(),)
     came: list[int] = []
     try:

@@ -5,6 +5,7 @@ It reads nothing that a stub sends: that is the warden's part, so no stub can ho
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import select
@@ -21,6 +22,8 @@ from hotshelf.prewarm.request import Request
 from hotshelf.prewarm.supervision import SOUND_S, wait_before_restart
 from hotshelf.prewarm.worker import Birth
 
+#: Between two attempts to fork where there are too many processes, seconds.
+FORK_PAUSE_S = 1.0
 _ENDING = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGQUIT))
 
 
@@ -78,7 +81,13 @@ class Zygote:
             return None
         own.due, own.began = None, time.monotonic()
         zygote = os.getpid()
-        own.pid = self._fork()
+        try:
+            own.pid = self._fork()
+        except OSError as error:  # too many processes, for now
+            own.failures += 1
+            own.due = own.began + FORK_PAUSE_S
+            _say(f"cannot fork: {error.strerror}")
+            return None
         if own.pid:
             return None
         opened = [os.dup(number) for number in own.request.files]
@@ -95,7 +104,7 @@ class Zygote:
             try:
                 pid = self._fork()
             except OSError as error:
-                print(f"hotshelf zygote: cannot fork: {error.strerror}", file=sys.stderr, flush=True)
+                _say(f"cannot fork: {error.strerror}")
                 return None
             if pid == 0:
                 files.close(self._own.request.files[len(files.STREAMS) :] if self._own else ())  # the other worker's
@@ -105,8 +114,9 @@ class Zygote:
     def _fork(self) -> int:
         if threads() > 1:
             raise OSError(0, "a thread has begun that no child would have")
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError, ValueError):  # closed: None, or nobody reads there any more
+                stream.flush()
         pid = os.fork()
         if pid == 0:
             signal.set_wakeup_fd(-1)
@@ -155,10 +165,13 @@ class Zygote:
             return status
         own.due = time.monotonic() + wait
         how = f"of signal {-code}" if code < 0 else f"with {code}"
-        print(
-            f"hotshelf zygote: the worker ended {how} after {lived:.0f} s; it is started again in {wait:.0f} s"
-            f" ({own.failures} of {self._restarts})",
-            file=sys.stderr,
-            flush=True,
+        _say(
+            f"the worker ended {how} after {lived:.0f} s; it is started again in {wait:.0f} s"
+            f" ({own.failures} of {self._restarts})"
         )
         return None
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # nobody reads it: no reason to end
+        print(f"hotshelf zygote: {text}", file=sys.stderr, flush=True)

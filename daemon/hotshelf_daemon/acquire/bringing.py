@@ -30,9 +30,9 @@ async def bring(
     """
     with preparer.at_work([want for want, _ in resolved]):
         resolutions = [resolution for _, resolution in resolved]
-        await shelf.index.write(partial(_open, resolutions=resolutions))
         promised: list[str] = []
         try:
+            await shelf.index.write(partial(_open, resolutions=resolutions))
             promised = await preparer.reserve(resolutions, evict=not prefetch)
             preparer.gauge(gauge, preparer.missing(resolutions))
             return await _prepare(preparer, resolved, gauge, prefetch=prefetch)

@@ -7,9 +7,11 @@ the index before the first byte comes, and are taken back if it fails.
 from __future__ import annotations
 
 import asyncio
+import math
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -144,7 +146,7 @@ class Desk:
         known: dict[str, Resolution] = {}
         changes = 0
         while True:
-            room, passing = self._shelf.room_bell.next(), self._passing_bytes(holder)
+            room = self._shelf.room_bell.next()
             try:
                 return await self._join(wants, holder, gauge, known)
             except Changed as change:
@@ -154,15 +156,15 @@ class Desk:
                 known.clear()
                 gauge.enter("resolve")
             except InsufficientSpace as refusal:
-                # What let go meanwhile has rung, or will; what began meanwhile will end as well.
-                may_end = refusal.details.get("lacking_bytes", 0) <= max(passing, self._passing_bytes(holder))
-                if refusal is not gauge.refusal or not may_end:
+                if refusal is not gauge.refusal or not (await self._may_end(refusal, holder) or room.is_set()):
                     raise
                 gauge.enter("queue")
                 await room.wait()
 
-    def _passing_bytes(self, holder: Holder) -> int:
-        return self._shelf.index.read(partial(leases.passing_bytes, client=holder.client))
+    async def _may_end(self, refusal: InsufficientSpace, holder: Holder) -> bool:
+        """Whether there would be room if all others let go of what is not pinned: who asks may well be waiting for himself."""
+        look = partial(leases.passing_bytes, client=holder.client, ingests=sorted(self._preparer.busy()))
+        return bool(refusal.details.get("lacking_bytes", math.inf) <= await self._shelf.index.look(look))
 
     async def _join(
         self, wants: Sequence[Want], holder: Holder, gauge: Gauge, known: dict[str, Resolution]
@@ -215,6 +217,7 @@ class Desk:
             await self._leasing.settle(opened)
         except BaseException:
             await self._give_up(rows, resolutions)
+            self._shelf.room_bell.ring()
             raise
         for want, ref in zip(wants, refs, strict=True):
             (self._freshness.fetched if ref is None else self._freshness.hit)(want)
@@ -231,15 +234,20 @@ class Desk:
     ) -> tuple[list[LeaseRow], list[str]]:
         """Leases on all of it and room for what is missing, or neither. Raises InsufficientSpace, which `gauge` is told."""
         rows = self._leasing.rows(wants, refs, resolutions, holder)
-        async with self._taking:
-            try:
-                rows = await self._leasing.hold(rows, resolutions)
-                return rows, await self._preparer.reserve(list(resolutions.values()), evict=True)
-            except BaseException as error:
-                if isinstance(error, InsufficientSpace):
-                    gauge.refusal = error
+        try:
+            # What is all here takes no room, and waits for nobody.
+            async with self._taking if self._preparer.missing(resolutions.values()) else nullcontext():
+                try:
+                    rows = await self._leasing.hold(rows, resolutions)
+                    return rows, await self._preparer.reserve(list(resolutions.values()), evict=True)
+                except InsufficientSpace as refusal:
+                    gauge.refusal = refusal
+                    await self._give_up(rows, resolutions)
+                    raise
+        except BaseException as error:
+            if error is not gauge.refusal:
                 await self._give_up(rows, resolutions)
-                raise
+            raise
 
     async def _give_up(self, rows: Sequence[LeaseRow], resolutions: dict[str, Resolution]) -> None:
         idle = [resolution for resolution in resolutions.values() if self._preparer.is_alone(resolution)]

@@ -21,6 +21,8 @@ _REVISIONS = "(SELECT revision FROM refs WHERE source = :source)"
 _OF_SNAPSHOT = ("state", "reason", "bytes", "files", "uses", "created_at", "last_used_at", "path")
 #: An acquire of several sources is one request, with all that they were called.
 _OF_SOURCE = "EXISTS (SELECT 1 FROM json_each(:names) n WHERE instr(' ' || source || ' ', ' ' || n.value || ' '))"
+#: Whose revision a request has.
+_OF_FIRST = "EXISTS (SELECT 1 FROM json_each(:names) n WHERE instr(source || ' ', n.value || ' ') = 1)"
 
 
 class Explaining:
@@ -73,7 +75,7 @@ class Explaining:
             ),
             "evictions": rows(
                 "SELECT at, revision, bytes, reason FROM v_evictions WHERE revision IN"
-                f" (SELECT revision FROM requests WHERE revision IS NOT NULL AND {_OF_SOURCE})"
+                f" (SELECT revision FROM requests WHERE revision IS NOT NULL AND {_OF_FIRST})"
                 " ORDER BY id DESC LIMIT 1"
             ),
             "events": rows(
@@ -89,7 +91,8 @@ def summary(facts: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     under_way = [one for one in facts["preparing"] if one["state"] == "preparing"]
     if whole:
         newest = whole[0]
-        held_by = [f"{len(facts['leases'])} leases"] * bool(facts["leases"]) + ["a pin"] * bool(facts["pins"])
+        leases, pins = ([one for one in facts[kind] if one["revision"] == newest["revision"]] for kind in ("leases", "pins"))
+        held_by = [f"{len(leases)} leases"] * bool(leases) + ["a pin"] * bool(pins)
         holds = f"held by {' and '.join(held_by)}" if held_by else "held by nobody, so it goes when its room is needed"
         return f"It is here since {newest['created_at']} UTC ({newest['bytes']:,} bytes), {holds}."
     if under_way:

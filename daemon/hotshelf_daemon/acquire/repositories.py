@@ -22,13 +22,13 @@ from hotshelf_daemon.acquire.gauge import Gauge
 from hotshelf_daemon.acquire.names import Names, Want
 from hotshelf_daemon.acquire.prepare import Preparer
 from hotshelf_daemon.flights import Flights
-from hotshelf_daemon.index import commits, snapshots
+from hotshelf_daemon.index import Unwritable, commits, snapshots
 from hotshelf_daemon.origin import Changed
 from hotshelf_daemon.shelf import Shelf
 from hotshelf_daemon.store import blobs
 from hotshelf_daemon.views import ORGANISATION
 from hotshelf_shared.digest import Digest
-from hotshelf_shared.errors import Busy, InvalidRequest, NotFound, OriginUnavailable, UnsafeContent
+from hotshelf_shared.errors import Busy, InsufficientSpace, InvalidRequest, NotFound, OriginUnavailable, UnsafeContent
 from hotshelf_shared.patterns import Patterns
 from hotshelf_shared.source import Source, is_commit
 from hotshelf_shared.wire import Wish
@@ -109,9 +109,12 @@ class Repositories:
         for _ in range(ROUNDS):
             if (digest := await self._blob(repository, path)) is not None:
                 with contextlib.suppress(FileNotFoundError):
-                    return os.fdopen(await asyncio.to_thread(blobs.open_blob, self._shelf.layout, digest), "rb")
+                    return await asyncio.to_thread(self._open, digest)
         hint = "Send it again in a moment; if it stays so, raise `budget` or see `hotshelf verify`."
         raise Busy(f"{path} went away before it could be sent: others need its room", hint=hint)
+
+    def _open(self, digest: Digest) -> IO[bytes]:
+        return os.fdopen(blobs.open_blob(self._shelf.layout, digest), "rb")
 
     async def _blob(self, repository: Repository, path: str) -> Digest | None:
         """Its content, held a moment ago; None when it was evicted since."""
@@ -154,7 +157,8 @@ class Repositories:
             for revision in revisions:
                 commits.put(db, f"{key[0]}/{key[1]}", revision, repository.commit, body)
 
-        await self._shelf.index.write(note)
+        with contextlib.suppress(Unwritable, InsufficientSpace):  # then it is known for as long as this process lives
+            await self._shelf.index.write(note)
         self._known[key] = (time.monotonic(), repository)
         self._known.move_to_end(key)
         while len(self._known) > 1 and sum(len(one.files) for _, one in self._known.values()) > KNOWN_FILES:
@@ -171,7 +175,8 @@ class Repositories:
         if found is None:
             return None
         digest, revision = found
-        await self._shelf.index.write_brief(lambda db: snapshots.freshen(db, revision))
+        with contextlib.suppress(Unwritable, InsufficientSpace):  # what is held is served also where nothing can be written
+            await self._shelf.index.write_brief(lambda db: snapshots.freshen(db, revision))
         return digest
 
     def _wants_of(self, repository: Repository, path: str) -> Iterator[Want]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
@@ -117,16 +118,18 @@ def holders(db: sqlite3.Connection, limit: int = 10) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in map(tuple, rows)]
 
 
-def passing_bytes(db: sqlite3.Connection, *, client: str | None) -> int:
-    """What is held only until something ends: leases of others than `client`, downloads, acquires, hand-ins; each blob once."""
+def passing_bytes(db: sqlite3.Connection, *, client: str | None, ingests: Sequence[str]) -> int:
+    """What is held only until something ends, each blob once: leases of others than `client`, acquires, hand-ins, and these
+    downloads under way. What `client` leases or a pin holds as well does not count."""
     (size,) = db.execute(
-        "WITH pinned AS (SELECT digest FROM files WHERE revision IN (SELECT revision FROM v_pins)),"
-        " leased AS (SELECT revision FROM leases WHERE client IS NULL OR client IS NOT ?),"
+        "WITH staying AS (SELECT digest FROM files WHERE revision IN (SELECT revision FROM v_pins)"
+        " OR revision IN (SELECT revision FROM leases WHERE client = :client)),"
+        " leased AS (SELECT revision FROM leases WHERE client IS NULL OR client IS NOT :client),"
         " passing AS (SELECT digest FROM files WHERE revision IN leased"
         " UNION SELECT digest FROM handed_in UNION SELECT digest FROM wanted_blobs)"
-        " SELECT (SELECT coalesce(sum(size), 0) FROM ingests) + (SELECT coalesce(sum(size), 0) FROM blobs"
-        " WHERE digest IN passing AND digest NOT IN pinned)",
-        (client,),
+        " SELECT (SELECT coalesce(sum(size), 0) FROM ingests WHERE id IN (SELECT value FROM json_each(:ingests)))"
+        " + (SELECT coalesce(sum(size), 0) FROM blobs WHERE digest IN passing AND digest NOT IN staying)",
+        {"client": client, "ingests": json.dumps(list(ingests))},
     ).fetchone()
     return int(size)
 

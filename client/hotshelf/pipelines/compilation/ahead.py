@@ -69,6 +69,8 @@ class Plan:
                 raise InvalidRequest(
                     f"compile has an unknown field {str(name)[:80]!r}", hint=nearest(str(name), ("mode", "shapes"))
                 )
+        if "shapes" in body and "mode" not in body:
+            raise InvalidRequest("compile has shapes and no mode", hint="Write mode: aot beside them.")
         mode, shapes = checks.compile_mode(body.get("mode")), body.get("shapes", [{}])
         if not isinstance(shapes, Sequence) or isinstance(shapes, str) or not shapes:
             raise InvalidRequest("compile's shapes is a list", hint="Write shapes: [{height: 1024, width: 1024, batch: 1}].")

@@ -147,8 +147,8 @@ def _bring(client: Client, name: BundleName, report: Report) -> bool:
                 compiling.merge(folder, compiling.places())
                 report.body["bundle"] = str(name)
                 return True
-    except HotshelfError as error:
-        report.fell_back(f"compiled without a bundle: {error.message}")
+    except (HotshelfError, OSError) as error:
+        report.fell_back(f"compiled without a bundle: {first_line(error)}")
     return False
 
 
@@ -156,7 +156,8 @@ def _just_in_time(module: Any, graph: _Graph, found: Compilation) -> Place:
     """Never for shapes in general (`dynamic`): what torch makes of a second size depends on the first, and so would bundles."""
     import torch
 
-    class_name, digest = type(module).__name__, structure.digest(structure.lines(module))
+    class_name = type(module).__name__
+    digest = f"{structure.digest(structure.lines(module))} {structure.config_digest(module)}"
 
     def bring(form: Form | None) -> tuple[BundleName, bool]:
         name = graph.of_call(class_name, digest, form)
@@ -185,7 +186,7 @@ def _ahead(module: Any, graph: _Graph, found: Compilation) -> Place:
     }
     common = {
         "format": FORMAT, "class": type(module).__name__, "structure": structure.digest(lines),
-        "attention": graph.attention, **versions(),
+        "attention": graph.attention, "config": structure.config_digest(module), **versions(),
     }  # fmt: skip
     del tensors  # the closure must not keep weights
 
@@ -202,7 +203,7 @@ def _ahead(module: Any, graph: _Graph, found: Compilation) -> Place:
             workshop.make(found.client, wish, keep=found.keeps)
         return item
 
-    return AheadOfTime(module, found.report, look, workshop.discard)
+    return AheadOfTime(module, found.report, look, workshop.discard, made_for=structure.digest(lines))
 
 
 @functools.cache

@@ -122,13 +122,22 @@ class JustInTime(Place):
 
 
 class AheadOfTime(Place):
-    """Runs packages. `look(form)` finds the one for a form or begins to make it; `discard` hears of one that does not load."""
+    """Runs packages. `look(form)` finds the one for a form or begins to make it; `discard` hears of one that does not load.
+
+    `made_for` is the digest of the structure that packages are made for: their code looks at no stride and no dtype.
+    """
 
     def __init__(
-        self, module: torch.nn.Module, report: Report, look: Callable[[Form], Item], discard: Callable[[Item, str], None]
+        self,
+        module: torch.nn.Module,
+        report: Report,
+        look: Callable[[Form], Item],
+        discard: Callable[[Item, str], None],
+        *,
+        made_for: str,
     ) -> None:
         super().__init__(module, report)
-        self._look, self._discard = look, discard
+        self._look, self._discard, self._made_for = look, discard, made_for
         self._reader = Reader(module)
         self._packages: dict[Form, Package] = {}
         self._items: dict[Form, Item] = {}
@@ -146,8 +155,7 @@ class AheadOfTime(Place):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
             form, tensors = self._fitting(args, kwargs)
-            package = self._packages.get(form) or self._load(form)
-            result = package.run(tensors)
+            result = self._run(form, tensors)
         except Unfit as why:
             self._report.fell_back(f"drawn without a package: {why}")
         except HotshelfError as error:
@@ -156,6 +164,19 @@ class AheadOfTime(Place):
             self._report.called(compiled=True)
             return result
         return self.plainly(args, kwargs)
+
+    def _run(self, form: Form, tensors: list[torch.Tensor]) -> Any:
+        import torch
+
+        package = self._packages.get(form) or self._load(form)
+        try:
+            return package.run(tensors)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # of the device or of the code: plain torch may do better
+            del self._packages[form]
+            self._discard(self._items[form], first_line(error))
+            raise Unfit(f"it cannot run: {first_line(error)}") from error
 
     def _fitting(self, args: Any, kwargs: Any) -> tuple[Form, list[torch.Tensor]]:
         """Raises Unfit."""
@@ -173,6 +194,8 @@ class AheadOfTime(Place):
     def _load(self, form: Form) -> Package:
         """Raises Unfit as long as there is none."""
         began = time.monotonic()
+        if structure.digest(structure.lines(self.module)) != self._made_for:
+            raise Unfit("the denoiser was changed after it was loaded")
         item = self._found(form)
         try:
             if item.state is not State.READY or item.folder is None:

@@ -43,6 +43,12 @@ def digest(found: list[str]) -> str:
     return sha256("\n".join(found).encode()).hexdigest()
 
 
+def config_digest(module: torch.nn.Module) -> str:
+    """Of its configuration, which some forwards read and no attribute shows; not of where it came from."""
+    told = {str(name): value for name, value in dict(getattr(module, "config", {})).items() if not str(name).startswith("_")}
+    return sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def tensors_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter and buffer under each of its names."""
     named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))

@@ -93,8 +93,8 @@ class Workshop:
                 item.state = State.ABSENT
                 try:
                     self._fetch(client, wish, item)
-                except HotshelfError as error:
-                    item.why = f"the shelf has no package to use: {error.message}"
+                except (HotshelfError, OSError) as error:
+                    item.why = f"the shelf has no package to use: {first_line(error)}"
         return item
 
     def _fetch(self, client: Client, wish: Wish, item: Item) -> None:
