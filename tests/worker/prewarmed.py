@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ class Prewarmed:
     def start(self, *words: str, **more: Any) -> subprocess.Popen[str]:
         pipe = subprocess.PIPE
         given = {"stdin": pipe, "stdout": pipe, "stderr": pipe, "cwd": self.folder, "env": self.environment, **more}
+        given.setdefault("preexec_fn", _hears_all)
         return subprocess.Popen([*HOTSHELF, "worker", *words], text=True, **given)
 
     def script(self, text: str, name: str = "script.py") -> str:
@@ -44,6 +46,12 @@ class Prewarmed:
     def _done(self, argv: Sequence[str], env: Mapping[str, str], **more: Any) -> subprocess.CompletedProcess[str]:
         given = {"input": "", "cwd": self.folder, "timeout": 120, **more}
         return subprocess.run(argv, env={**self.environment, **env}, capture_output=True, text=True, **given)
+
+
+def _hears_all() -> None:
+    """Tests may have been started by what ignores these, nohup or a shell's &, and what is ignored stays so."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
