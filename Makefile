@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-WORKERS ?= 2
+WORKERS ?= 3
 ARGS ?=
 SEED ?= $(shell date +%Y%m%d-%H%M%S)
 SEED := $(SEED)
