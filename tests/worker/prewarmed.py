@@ -50,7 +50,7 @@ class Prewarmed:
 
 def _hears_all() -> None:
     """Tests may have been started by what ignores these, nohup or a shell's &, and what is ignored stays so."""
-    for number in (signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
 
 
