@@ -36,7 +36,8 @@ def test_the_order_in_which_facts_are_told_does_not_count() -> None:
 
 @pytest.mark.parametrize("odd", ["", "../../etc", "a/b", "x" * 5_000, "GeForce\n\0RTX", "кириллица", "..", "-"])
 def test_odd_facts_and_names_still_make_names(odd: str) -> None:
-    BundleName.of(key_of({**FACTS, "gpu": odd, "torch": odd, "machine": odd}), graph_key(odd, {odd: odd}))
+    name = BundleName.of(key_of({**FACTS, "gpu": odd, "torch": odd, "machine": odd}), graph_key(odd, {odd: odd}))
+    assert BundleName.parse(str(name)) == name
 
 
 def test_an_avx512_machine_s_code_is_not_for_an_avx2_machine() -> None:

@@ -193,6 +193,19 @@ def test_a_signal_that_nobody_handles_ends_both_alike(warm: Prewarmed, number: s
     assert ("KeyboardInterrupt" in complaint) == (number == signal.SIGINT)
 
 
+def test_who_signals_all_processes_does_not_take_a_worker_from_its_work(warm: Prewarmed) -> None:
+    """As a service manager does: the process between worker and zygote would take the worker along."""
+    text = "import os\nprint(os.getppid(), flush=True)\ninput()\nprint('on')"
+    with warm.start(warm.script(text, "served.py")) as stub:
+        assert stub.stdout
+        warden = int(stub.stdout.readline())
+        assert warden != stub.pid
+        for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1):
+            os.kill(warden, number)
+        assert stub.communicate("\n")[0] == "on\n"
+    assert stub.returncode == 0
+
+
 def test_what_is_ignored_when_it_starts_stays_ignored(warm: Prewarmed) -> None:
     text = "import os, signal, sys\nprint(signal.getsignal(1).name, signal.getsignal(2).name, flush=True)\ninput()\nprint('on')"
     quoted = f"trap '' HUP INT; exec {sys.executable} -m hotshelf worker {warm.script(text, 'deaf.py')}"
